@@ -1,0 +1,150 @@
+"""Stage 8 · worker · what every engine offers to the worker's step loop.
+
+One engine object lives in one worker process and holds one model. The worker calls everything but `prepare` from its
+only step thread; `prepare` may run on another thread while a step computes, so it must not touch what steps touch.
+
+    prepare(task) ──► Prepared ──► admit(prepared) ──► step() … step() ──► Finished
+    (validate, template, tokenize)                       └ cancel(handle) at any time between steps
+
+Nothing that a request carries may crash the process: every refusal is a RequestError raised by `prepare`, or NoCapacity
+raised by `admit`, which changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from metamusesd.job import InferenceRequest, Priority
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a worker is told to load. Plain data: it comes from the configuration through the supervisor."""
+
+    engine: str  # llamacpp | mistralrs | echo
+    model_name: str
+    model_path: str = ""  # the GGUF file; empty for echo
+    model_digest: str = ""  # sha256:… of the file; names the model everywhere
+    slots: int = 8  # sequences that generate at a time
+    reserve_slots: int = 4  # more sequences that are held while a higher class pre-empts them
+    context: int = 4096  # tokens a sequence may hold, prompt and answer
+    kv_cells: int = 0  # tokens of all sequences and cached prefixes together; 0: the engine decides
+    threads: int = 1
+    gpu_layers: int = 0
+    tensor_split: tuple[float, ...] = ()
+    flash_attention: bool = True
+    prefill_ratio: float = 1.2  # time that prefill may add to a step, as a multiple of the step's decode time
+    yield_limit_s: float = 10.0  # a pre-empted sequence runs again after so long
+    default_max_tokens: int = 512
+    default_temperature: float = 0.7
+    default_top_p: float = 0.9
+    options: dict[str, Any] = field(default_factory=dict)  # of one engine alone; echo's programme, for instance
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded, told to the dispatcher in HELLO."""
+
+    name: str
+    digest: str
+    architecture: str
+    context: int  # tokens a sequence may hold
+    slots: int
+    reserve_slots: int
+    template_digest: str
+    vocabulary: int
+    prefix_reuse: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One attempt at one job, as the worker received it. `handle` names it on the pipe and is unique in the epoch."""
+
+    handle: int
+    request: InferenceRequest
+    priority: Priority
+    aged: bool = False  # it has waited past its class' limit: it is not pre-empted
+    deadline_ns: int = 0  # monotonic; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A validated, tokenized task. Engines subclass it with what else they need."""
+
+    task: Task
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(slots=True)
+class Token:
+    """New text of one sequence in this step. `text` may be empty while a stop string or a character is incomplete."""
+
+    handle: int
+    text: str
+    tokens: int  # tokens generated in this step
+    first: bool = False  # the first of its sequence
+    logprobs: list[Any] | None = None
+
+
+@dataclass(slots=True)
+class Finished:
+    """The last word about a handle. Exactly one of `reason` and `error` is set. The sequence holds no slot any more."""
+
+    handle: int
+    reason: str = ""  # stop | length | cancelled
+    error: dict[str, Any] | None = None  # MetamusesdError.to_dict()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens whose KV was reused
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+Event = Token | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """A snapshot for the board, cheap enough to make after every step."""
+
+    slots_used: int = 0  # sequences admitted, running or pre-empted
+    preempted: int = 0
+    queued_prompt_tokens: int = 0  # admitted and not yet computed
+    kv_cells: int = 0
+    kv_cells_used: int = 0
+    prefill_rate: float = 0.0  # tokens/s, moving average
+    decode_rate: float = 0.0  # tokens/s over all sequences, moving average
+    step_ns: int = 0  # length of the last step
+    prefix_hits: int = 0
+    prefix_queries: int = 0
+    prompt_tokens: int = 0  # computed since load
+    generated_tokens: int = 0  # since load
+
+
+class Engine(Protocol):
+    """See the module's docstring for who calls what, when."""
+
+    info: ModelInfo
+
+    def prepare(self, task: Task) -> Prepared:
+        """Render, tokenize and validate. Thread-safe. Raises RequestError; does no work on the model."""
+
+    def admit(self, prepared: Prepared) -> None:
+        """Take the task in. Raises NoCapacity (and changes nothing) when slots or cells do not suffice."""
+
+    def cancel(self, handle: int) -> bool:
+        """Drop the sequence now; no event of it follows. False if there is none."""
+
+    def busy(self) -> bool:
+        """True while a call of `step` would compute something."""
+
+    def step(self) -> list[Event]:
+        """Compute one batch: prefill chunks and one token of each running sequence. Blocks for one step only."""
+
+    def statistics(self) -> EngineStatistics:
+        """The numbers for the board."""
+
+    def close(self) -> None:
+        """Free everything. Legal twice."""

@@ -1,0 +1,217 @@
+"""The one tree of errors, raised anywhere and drawn here.
+
+    MetamusesdError
+    ├── ConfigError              bad_config            exit 78; carries one line a mistake
+    ├── RequestError             the caller must change something; a retry cannot help
+    │   ├── InvalidRequest       invalid_request       names field, problem, remedy
+    │   ├── ContextOverflow      context_overflow      prompt longer than the model's context
+    │   ├── InvalidGrammar       invalid_grammar       grammar or schema refused before any work
+    │   ├── TemplateFailed       template_failed       the model's chat template raised
+    │   └── IdConflict           id_conflict           same id or idempotency key, another body
+    ├── QueueError
+    │   ├── QueueFull            queue_full            retry after `retry_after_s`
+    │   ├── QueueUnavailable     queue_unavailable     Redis is down, loading, read-only, full
+    │   └── QueueRefused         queue_refused         Redis must be configured differently
+    ├── JobError                 how a job ended, seen by whoever waits for it
+    │   ├── JobFailed            (its own code)        carries the code of what failed it
+    │   ├── JobCancelled         cancelled
+    │   ├── JobExpired           expired
+    │   ├── JobDead              dead                  quarantined after crashes
+    │   ├── JobGone              gone                  no such job, or its record has expired
+    │   └── WaitTimeout          wait_timeout          still running when the caller's patience ended
+    ├── EngineError
+    │   ├── ModelNotFound        model_not_found       exit 78 of a worker: never retried
+    │   ├── ModelLoadFailed      model_load_failed     exit 78 of a worker: never retried
+    │   ├── NoCapacity           no_capacity           no KV cells or slots now; the job goes back unburnt
+    │   └── EngineFailed         engine_failed         a decode failed; another try can help
+    └── WireError                wire_error            a frame between two of our processes is broken
+
+A class' docstring is its default message. `retryable` says whether the same call may succeed later.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MetamusesdError(Exception):
+    """Something in metamusesd went wrong."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, **fields: Any) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().split("\n")[0]
+        self.fields = {name: value for name, value in fields.items() if value is not None}
+        super().__init__(self.message)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form that travels in results and events: code, message, retryable, then the fields."""
+        return {"code": self.code, "message": self.message, "retryable": self.retryable, **self.fields}
+
+
+class ConfigError(MetamusesdError):
+    """The configuration is not valid."""
+
+    code = "bad_config"
+
+    def __init__(self, mistakes: list[str] | str) -> None:
+        self.mistakes = [mistakes] if isinstance(mistakes, str) else mistakes
+        super().__init__("; ".join(self.mistakes))
+
+
+class RequestError(MetamusesdError):
+    """The request cannot be served as it is."""
+
+    code = "request_error"
+
+
+class InvalidRequest(RequestError):
+    """The request is not valid."""
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        self.field, self.problem, self.remedy = field, problem, remedy
+        super().__init__(f"{field}: {problem}; {remedy}", field=field, problem=problem, remedy=remedy)
+
+
+class ContextOverflow(RequestError):
+    """The prompt does not fit into the model's context."""
+
+    code = "context_overflow"
+
+
+class InvalidGrammar(RequestError):
+    """The grammar or JSON schema is not accepted."""
+
+    code = "invalid_grammar"
+
+
+class TemplateFailed(RequestError):
+    """The model's chat template does not accept these messages."""
+
+    code = "template_failed"
+
+
+class IdConflict(RequestError):
+    """This id or idempotency key already names another request."""
+
+    code = "id_conflict"
+
+
+class QueueError(MetamusesdError):
+    """The job queue did not do what was asked."""
+
+    code = "queue_error"
+    retryable = True
+
+
+class QueueFull(QueueError):
+    """The queue is full."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float = 1.0, **fields: Any) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message, retry_after_s=retry_after_s, **fields)
+
+
+class QueueUnavailable(QueueError):
+    """The job queue cannot be reached."""
+
+    code = "queue_unavailable"
+
+
+class QueueRefused(QueueError):
+    """The Redis server is configured in a way that would lose jobs."""
+
+    code = "queue_refused"
+    retryable = False
+
+
+class JobError(MetamusesdError):
+    """The job ended without a result."""
+
+    code = "job_error"
+
+
+class JobFailed(JobError):
+    """The job failed."""
+
+    code = "failed"
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error dict that the job was settled with: code, message and more."""
+        return dict(self.fields.get("error", {}))
+
+
+class JobCancelled(JobError):
+    """The job was cancelled."""
+
+    code = "cancelled"
+
+
+class JobExpired(JobError):
+    """The job's deadline passed."""
+
+    code = "expired"
+
+
+class JobDead(JobError):
+    """The job was quarantined, because processes crashed under it."""
+
+    code = "dead"
+
+
+class JobGone(JobError):
+    """There is no such job, or its record has expired."""
+
+    code = "gone"
+
+
+class WaitTimeout(JobError):
+    """The job was still not finished when the wait timed out."""
+
+    code = "wait_timeout"
+    retryable = True
+
+
+class EngineError(MetamusesdError):
+    """The engine failed."""
+
+    code = "engine_error"
+    retryable = True
+
+
+class ModelNotFound(EngineError):
+    """The model file does not exist."""
+
+    code = "model_not_found"
+    retryable = False
+
+
+class ModelLoadFailed(EngineError):
+    """The model file cannot be loaded."""
+
+    code = "model_load_failed"
+    retryable = False
+
+
+class NoCapacity(EngineError):
+    """The engine has no room for this job at present."""
+
+    code = "no_capacity"
+
+
+class EngineFailed(EngineError):
+    """The engine failed while it was computing."""
+
+    code = "engine_failed"
+
+
+class WireError(MetamusesdError):
+    """A frame between two processes is broken."""
+
+    code = "wire_error"
