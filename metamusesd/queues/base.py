@@ -1,0 +1,277 @@
+"""The door to the job queue: what producers and the dispatcher may ask of it, and in which words.
+
+Two implementations stand behind this protocol and pass one contract suite: `redis_queue` (the real one; every method that
+changes state is one Lua call, see queues/lua/) and `memory` (the fake of the unit tests). The words are design words:
+
+    submit ─► ingress ─claim─► (leased) ─claim(routed)─► ready:<tier> … ─claim─► (leased) ─settle─► terminal state
+                                  └─ settle (a cache hit, a refusal)          └─ requeue ─► ready (given back)
+
+**The claim token is the fence.** Every claim mints one (`<nonce>:<n>`); renew, append, settle and requeue name it, and a call
+with an old token changes nothing and gets the verdict `lost`. All calls are idempotent: the same call again, after a lost
+reply, gets the same answer. All times in and out are milliseconds of the Redis server's clock, all durations say their unit.
+
+Every method raises QueueUnavailable when Redis cannot be asked; nothing else of the vendor's escapes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from metamusesd.errors import IdConflict, QueueFull
+
+INGRESS = "ingress"
+CLASS_STRIDE = 2**44  # score = (3 - priority) · 2⁴⁴ + sequence: highest class first, FIFO inside; exact in a double
+
+
+class Verdict(enum.StrEnum):
+    """What became of a fenced call."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"  # the job was cancelled; stop at once
+    EXPIRED = "expired"  # its deadline passed; stop at once
+    LOST = "lost"  # the token is not the job's any more: somebody else holds it, or it ended, or it is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds and lifetimes, kept inside the scripts. Counts are jobs that are not terminal."""
+
+    max_jobs: int = 100_000
+    max_bytes: int = 1 << 30  # of live job bodies
+    max_tenant_jobs: int = 50_000
+    max_crashes: int = 3  # the crash that makes a job `dead`
+    result_ttl_s: int = 600
+    stream_cap: int = 10_000  # entries of one event stream
+    mail_cap: int = 20_000  # entries of one mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One validated request on its way in."""
+
+    id: str
+    body: bytes
+    digest: str  # job.body_digest: tells a repeated submit from a conflicting one
+    priority: int
+    tenant: str = "default"
+    deadline_ms: int = 0  # from now; 0: none
+    idempotency_key: str = ""
+    reply_to: str = ""
+    stream: bool = True  # False: no token events, only queued/started/…/done
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The job that answers a submit: the new one, or the one that was there already (`duplicate`)."""
+
+    id: str
+    state: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Up to `count` jobs from the head of `queue`, none of a class under `floor`."""
+
+    queue: str  # INGRESS or a tier
+    count: int
+    floor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """An ingress job that was analysed: it moves to `ready` of every tier of `tiers`, in the same call as the next claim."""
+
+    id: str
+    token: str
+    tiers: tuple[str, ...]
+    route: bytes  # job.encode_route
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that this owner holds now, until its lease ends."""
+
+    id: str
+    token: str
+    queue: str  # where it was claimed: INGRESS or a tier
+    priority: int
+    attempt: int  # 1 for the first run
+    crashes: int
+    body: bytes  # as submitted; may be garbage when a producer wrote it raw: parse before use
+    route: bytes  # b"" from INGRESS
+    tenant: str
+    stream: bool
+    submitted_ms: int
+    deadline_ms: int  # absolute; 0: none
+    claimed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """New text of a running job. `offset`: Unicode characters of this attempt before `text`. Empty text asks for the verdict."""
+
+    id: str
+    token: str
+    offset: int = 0
+    text: str = ""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a job. `result` is job.encode_result of a Result whose state is `state`."""
+
+    id: str
+    token: str
+    state: str
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """A job given back to its queues, with its old score. `crashed` counts a crash (and may make it `dead`)."""
+
+    id: str
+    token: str
+    reason: str
+    crashed: bool = False
+    burn: bool = False  # the attempt counts (attempt + 1) although nothing crashed: a retryable error
+    delay_ms: int = 0
+    reroute: bool = False  # back to ingress instead of ready
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A lease that was seen expired; it is reaped only when seen again with the same end."""
+
+    id: str
+    lease_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What one sweep did, and which leases it doubts."""
+
+    suspects: tuple[Suspect, ...] = ()
+    requeued: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+    woken: tuple[str, ...] = ()  # delayed jobs that are due
+    more: bool = False  # a bound stopped the sweep: call again soon
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """How a job stands, for a producer or an operator."""
+
+    id: str
+    state: str
+    priority: int
+    attempt: int
+    crashes: int
+    tenant: str
+    submitted_ms: int
+    route: bytes = b""
+    owner: str = ""
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One entry of a job's event stream or of a mailbox.
+
+    kind: queued, started, token, restarted, done, failed, cancelled, expired, dead. A terminal kind carries the result
+    JSON in `data`. `offset` and `attempt` as in Append: a reader that sees `restarted` starts again from offset 0.
+    """
+
+    cursor: str  # the stream entry's id: read on after it
+    id: str
+    kind: str
+    attempt: int = 1
+    offset: int = 0
+    text: str = ""
+    tokens: int = 0
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many jobs wait in one queue, by class (index = priority), and since when its oldest head has waited."""
+
+    queue: str
+    by_class: tuple[int, int, int, int]
+    oldest_ms: int = 0  # age
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A live dispatcher, as it announces itself."""
+
+    owner: str
+    tiers: tuple[str, ...]
+    rates: dict[str, float] = field(default_factory=dict)  # jobs/s by tier
+
+
+class Queue(Protocol):
+    """One connection to one queue (prefix). Safe for many concurrent calls of one event loop."""
+
+    async def open(self) -> None:
+        """Connect, check version and eviction policy (QueueRefused), load the scripts. Legal twice."""
+
+    async def close(self) -> None:
+        """Legal twice."""
+
+    # producers
+
+    async def submit(self, jobs: Sequence[Submission]) -> list[Receipt | QueueFull | IdConflict]:
+        """Put all in, in order, in one call; each gets its own answer."""
+
+    async def cancel(self, id: str) -> str:
+        """Settle as cancelled unless it ended before. Returns its state then; `gone` if there is none."""
+
+    async def view(self, id: str) -> JobView | None:
+        """None: no such job."""
+
+    async def result(self, id: str) -> bytes | None:
+        """The result JSON of a terminal job, or None."""
+
+    async def events(self, id: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
+        """The job's events after the cursor; waits up to `block_ms` for one."""
+
+    async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
+        """The same for a mailbox. `after="$"`: from now on."""
+
+    async def depths(self, queues: Sequence[str]) -> list[Depth]:
+        """For status and metrics."""
+
+    # the dispatcher
+
+    async def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
+        """Block until a marker of one of `queues` says that there may be work. A hint: claim whatever it returns."""
+
+    async def claim(
+        self, owner: str, nonce: str, wants: Sequence[Want], routed: Sequence[Routed] = (), *, lease_ms: int
+    ) -> list[Claim]:
+        """First move `routed` to their ready queues, then claim what is wanted. The same nonce again: the same answer."""
+
+    async def renew(self, held: Sequence[tuple[str, str]], *, lease_ms: int) -> list[Verdict]:
+        """Prolong the leases of (id, token) pairs."""
+
+    async def append(self, pieces: Sequence[Append]) -> list[Verdict]:
+        """Write token events of many jobs. Offsets already written are skipped and answered OK."""
+
+    async def settle(self, ends: Sequence[Settlement]) -> list[Verdict]:
+        """End jobs: OK if this call (or an equal one before it) ended it; else what happened instead."""
+
+    async def requeue(self, jobs: Sequence[Requeue]) -> list[Verdict]:
+        """Give jobs back."""
+
+    async def reap(self, owner: str, suspects: Sequence[Suspect] = (), *, takeover: bool = False) -> Reaped:
+        """Sweep deadlines, delayed jobs and expired leases; `takeover` first takes back, unburnt, what the same
+        instance (owner = `<instance>:<nonce>`) holds under another nonce."""
+
+    async def announce(self, host: Host, ttl_s: float) -> None:
+        """Register this dispatcher among the live hosts."""
