@@ -16,6 +16,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from metamusesd.job import InferenceRequest, Priority
+from metamusesd.wire import Finished, Token
+
+__all__ = [
+    "Engine",
+    "EngineSpec",
+    "EngineStatistics",
+    "Event",
+    "Finished",
+    "ModelInfo",
+    "Prepared",
+    "Task",
+    "Token",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +90,7 @@ class Prepared:
     max_tokens: int
 
 
-@dataclass(slots=True)
-class Token:
-    """New text of one sequence in this step. `text` may be empty while a stop string or a character is incomplete."""
-
-    handle: int
-    text: str
-    tokens: int  # tokens generated in this step
-    first: bool = False  # the first of its sequence
-    logprobs: list[Any] | None = None
-
-
-@dataclass(slots=True)
-class Finished:
-    """The last word about a handle. Exactly one of `reason` and `error` is set. The sequence holds no slot any more."""
-
-    handle: int
-    reason: str = ""  # stop | length | cancelled
-    error: dict[str, Any] | None = None  # MetamusesdError.to_dict()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0  # prompt tokens whose KV was reused
-    prefill_ms: float = 0.0
-    decode_ms: float = 0.0
-
-
-Event = Token | Finished
+Event = Token | Finished  # what a step yields; both travel to the dispatcher as they are, see wire.py
 
 
 @dataclass(frozen=True, slots=True)

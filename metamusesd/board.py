@@ -1,0 +1,141 @@
+"""The board: one table in shared memory of every worker's load and progress.
+
+An anonymous mapping, made before the fork and without a name: nothing to leak, nothing that an outsider can unlink. Every
+figure is one aligned 64-bit word; every block has one writer and a sequence word that is odd while it is written.
+
+    word 0                                                                                 (64 bytes = one cache line)
+    ┌─ header line ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ frames sent: ROWS words ─┬─ metrics page ─┬─ rows … ─┐
+    row of a worker slot (4 lines)
+    ┌─ written by the worker: 3 lines (sequence, then WORKER_FIELDS) ─┬─ by the supervisor: 1 line (sequence, SLOT_FIELDS) ─┐
+
+The board advises and never authorises: only a worker's reply admits a job. A reader that meets an odd or changed sequence
+tries again a bounded number of times and then calls the block stale (None). DANGER: this relies on stores becoming visible in
+program order (x86-64, and CPython executes far more than a store buffer's worth between two words); on a weaker machine a
+torn read is possible in theory and is again only advice. No locks here: the holder of a lock may be SIGKILLed.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+from collections.abc import Mapping
+
+WORD = 8
+LINE = 8  # words in a cache line
+MAX_ROWS = 64
+METRIC_WORDS = 8192
+READ_TRIES = 64
+
+WORKER_FIELDS = (
+    "state", "phase", "epoch", "slots", "reserve_slots", "slots_used", "preempted", "queued_prompt_tokens", "kv_cells",
+    "kv_cells_used", "prefill_milli_rate", "decode_milli_rate", "steps", "last_step_ns", "step_ns", "generated_tokens",
+    "prompt_tokens", "jobs", "rss_bytes", "frames_received", "prefix_hits", "prefix_queries", "beat_ns",
+)  # fmt: skip
+SLOT_FIELDS = ("pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit")
+DISPATCHER_FIELDS = (
+    "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers", "queues_ns",
+    "loop_lag_ns", "claims", "settled",
+)  # fmt: skip
+QUEUES = ("ingress", "fast", "medium", "heavy", "code", "math", "reasoning")
+QUEUE_FIELDS = tuple(f"{queue}.{part}" for queue in QUEUES for part in ("low", "normal", "high", "critical", "oldest_ms"))
+
+
+class WorkerState(enum.IntEnum):
+    """What a worker says of itself."""
+
+    EMPTY = 0
+    LOADING = 1
+    IDLE = 2
+    PREFILL = 3
+    DECODE = 4
+    DRAINING = 5
+    STOPPED = 6
+
+
+class SlotStatus(enum.IntEnum):
+    """What the supervisor says of a worker slot."""
+
+    UNUSED = 0
+    STARTING = 1
+    READY = 2
+    BACKOFF = 3  # died; a new one starts after a pause
+    STOPPING = 4
+    STOPPED = 5
+    FAILED = 6  # gave up: permanent error, or the restart budget is spent
+
+
+class Block:
+    """A run of words with one writer, guarded by a sequence word. Values are integers from 0 to 2⁶⁴ - 1."""
+
+    def __init__(self, words: memoryview, fields: tuple[str, ...]) -> None:
+        self._words = words
+        self._index = {name: position for position, name in enumerate(fields, start=1)}
+
+    def write(self, **values: int) -> None:
+        """Store some of the fields. Only the block's one writer may call this."""
+        words, index = self._words, self._index
+        sequence = words[0] | 1  # odd; also heals a block whose writer was killed in the middle
+        words[0] = sequence
+        for name, value in values.items():
+            words[index[name]] = value
+        words[0] = (sequence + 1) & 0xFFFF_FFFF_FFFF_FFFE
+
+    def read(self) -> dict[str, int] | None:
+        """All fields as of one moment, or None when the block is stale (its writer died while writing)."""
+        words, end = self._words, len(self._index) + 1
+        for _ in range(READ_TRIES):
+            before = words[0]
+            copy = words[1:end].tolist()
+            if not before & 1 and words[0] == before:
+                return dict(zip(self._index, copy, strict=True))
+        return None
+
+    def get(self, field: str) -> int:
+        """One field, unguarded: one word is never torn."""
+        return self._words[self._index[field]]
+
+    def clear(self) -> None:
+        """All fields to zero."""
+        self.write(**dict.fromkeys(self._index, 0))
+
+
+class Board:
+    """The whole table. Make it once, in the supervisor, before any fork; children inherit it."""
+
+    def __init__(self, rows: int) -> None:
+        if not 1 <= rows <= MAX_ROWS:
+            raise ValueError(f"a board has 1 to {MAX_ROWS} rows, not {rows}")
+        self.rows = rows
+        row_words, fixed = 4 * LINE, LINE + 3 * LINE + 6 * LINE
+        total = fixed + MAX_ROWS + METRIC_WORDS + rows * row_words
+        self._map = mmap.mmap(-1, total * WORD)
+        words = memoryview(self._map).cast("Q")
+        self.dispatcher = Block(words[LINE : 4 * LINE], DISPATCHER_FIELDS)
+        self.queues = Block(words[4 * LINE : fixed], QUEUE_FIELDS)
+        self._frames_sent = words[fixed : fixed + MAX_ROWS]
+        self.metric_words = words[fixed + MAX_ROWS : fixed + MAX_ROWS + METRIC_WORDS]
+        starts = [total - (rows - row) * row_words for row in range(rows)]
+        self.workers = [Block(words[start : start + 3 * LINE], WORKER_FIELDS) for start in starts]
+        self.slots = [Block(words[start + 3 * LINE : start + 4 * LINE], SLOT_FIELDS) for start in starts]
+
+    def add_frame_sent(self, row: int) -> None:
+        """Dispatcher: one more frame went to this worker in its present epoch."""
+        self._frames_sent[row] += 1
+
+    def reset_frames_sent(self, row: int) -> None:
+        """Dispatcher: a new epoch of the pipe begins."""
+        self._frames_sent[row] = 0
+
+    def frames_sent(self, row: int) -> int:
+        """Frames that the dispatcher has sent to this worker in its present epoch."""
+        return self._frames_sent[row]
+
+
+def milli(rate: float) -> int:
+    """A rate as the board stores it."""
+    return max(0, int(rate * 1000))
+
+
+def rates(fields: Mapping[str, int]) -> tuple[float, float]:
+    """(prefill, decode) in tokens/s out of a worker block."""
+    return fields["prefill_milli_rate"] / 1000, fields["decode_milli_rate"] / 1000

@@ -1,0 +1,156 @@
+"""What travels through the pipe between the dispatcher and a worker.
+
+    frame     ┌──────────────┬─────────┬───────────┬──────────────┬─────────────────┐
+    (little   │ length  u32  │ type u8 │ zero  u24 │ epoch   u32  │ payload msgpack │
+     endian)  │ of payload   │         │           │              │ length bytes    │
+              └──────────────┴─────────┴───────────┴──────────────┴─────────────────┘
+
+    dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle]
+    worker ──► dispatcher      HELLO Hello · EVENTS list[Token | Finished | Refused]
+
+An *epoch* is one life of the pipe: every socketpair has its own number, and a frame of another epoch is refused, so that a
+new dispatcher never hears the end of an older one's sentence. A *handle* names one attempt at one job and is unique in
+its epoch. A frame cut off by EOF is dropped. Structs are arrays on the wire: fields may only be added at the end.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from metamusesd.errors import WireError
+
+HEADER = struct.Struct("<IB3xI")
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+
+
+class Frame(enum.IntEnum):
+    """The type of a frame."""
+
+    HELLO = 1
+    GENERATE = 2
+    CANCEL = 3
+    EVENTS = 4
+
+
+class Generate(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Run this job. `body` is the request JSON as submitted; `deadline_in_ms` counts from now, 0: none."""
+
+    handle: int
+    priority: int
+    body: bytes
+    aged: bool = False
+    deadline_in_ms: int = 0
+    id: str = ""  # for the worker's log and its evidence after a crash
+    attempt: int = 1
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """The worker is ready on this pipe; everything of older epochs is dropped. Mirrors engines.base.ModelInfo."""
+
+    worker: str
+    tier: str
+    model: str
+    digest: str
+    architecture: str
+    context: int
+    slots: int
+    reserve_slots: int
+    template_digest: str = ""
+    pid: int = 0
+    generation: int = 0
+    engine: str = ""
+
+
+class Token(msgspec.Struct, array_like=True, tag="t", gc=False):
+    """New text of one sequence in this step. `text` may be empty while a stop string or a character is incomplete."""
+
+    handle: int
+    text: str
+    tokens: int  # tokens generated in this step
+    first: bool = False  # the first of its sequence
+    logprobs: list[Any] | None = None
+
+
+class Finished(msgspec.Struct, array_like=True, tag="f", gc=False):
+    """The last word about a handle: `reason` or `error` is set. The sequence holds no slot any more."""
+
+    handle: int
+    reason: str = ""  # stop | length | cancelled | deadline
+    error: dict[str, Any] | None = None  # MetamusesdError.to_dict()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens whose KV was reused
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+class Refused(msgspec.Struct, array_like=True, tag="r", gc=False):
+    """The worker has no room for this handle now; the job goes back to its queue, unburnt."""
+
+    handle: int
+    reason: str = "no_capacity"
+
+
+Event = Token | Finished | Refused
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODERS: dict[Frame, msgspec.msgpack.Decoder[Any]] = {
+    Frame.HELLO: msgspec.msgpack.Decoder(Hello),
+    Frame.GENERATE: msgspec.msgpack.Decoder(list[Generate]),
+    Frame.CANCEL: msgspec.msgpack.Decoder(list[int]),
+    Frame.EVENTS: msgspec.msgpack.Decoder(list[Event]),
+}
+
+
+def encode(frame: Frame, epoch: int, payload: Any) -> bytes:
+    """One whole frame."""
+    data = _ENCODER.encode(payload)
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise WireError(f"a {frame.name} payload of {len(data)} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
+    return HEADER.pack(len(data), frame, epoch) + data
+
+
+class FrameReader:
+    """Cuts a byte stream into frames of one epoch. After a WireError the stream is lost: close it."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._buffer = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a frame that is not complete; at EOF they are dropped."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[tuple[Frame, Any]]:
+        """Take `data` in and yield every frame that is complete, decoded. Raises WireError on garbage."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= HEADER.size:
+                length, kind, epoch = HEADER.unpack_from(buffer, start)
+                if length > MAX_PAYLOAD_BYTES:
+                    raise WireError(f"a frame says it has {length} bytes; the limit is {MAX_PAYLOAD_BYTES}")
+                end = start + HEADER.size + length
+                if len(buffer) < end:
+                    break
+                payload = bytes(buffer[start + HEADER.size : end])
+                start = end
+                yield self._decode(kind, epoch, payload)
+        finally:
+            del buffer[:start]
+
+    def _decode(self, kind: int, epoch: int, payload: bytes) -> tuple[Frame, Any]:
+        if epoch != self.epoch:
+            raise WireError(f"a frame of epoch {epoch} on the pipe of epoch {self.epoch}")
+        try:
+            frame = Frame(kind)
+            return frame, _DECODERS[frame].decode(payload)
+        except (ValueError, msgspec.DecodeError) as error:
+            raise WireError(f"a frame of type {kind} cannot be read: {error}") from error
