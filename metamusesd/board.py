@@ -20,6 +20,8 @@ import enum
 import mmap
 from collections.abc import Mapping
 
+from metamusesd.tiers import TIERS
+
 WORD = 8
 LINE = 8  # words in a cache line
 MAX_ROWS = 64
@@ -36,7 +38,7 @@ DISPATCHER_FIELDS = (
     "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers", "queues_ns",
     "loop_lag_ns", "claims", "settled",
 )  # fmt: skip
-QUEUES = ("ingress", "fast", "medium", "heavy", "code", "math", "reasoning")
+QUEUES = ("ingress", *TIERS)
 QUEUE_FIELDS = tuple(f"{queue}.{part}" for queue in QUEUES for part in ("low", "normal", "high", "critical", "oldest_ms"))
 
 

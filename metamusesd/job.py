@@ -22,12 +22,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from metamusesd.errors import InvalidRequest
+from metamusesd.tiers import TIERS
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_JSON_DEPTH = 64
 MAX_OUTPUT_TOKENS = 131_072
-TIERS = ("fast", "medium", "heavy", "code", "math", "reasoning")
-GENERAL_TIERS = TIERS[:3]  # from the smallest upwards
 
 
 class Priority(enum.IntEnum):

@@ -1,0 +1,92 @@
+"""The thread between the supervisor and each child: small JSON messages, with file descriptors, and what a child is born with.
+
+A SOCK_SEQPACKET socketpair a child: one message a packet, at most one descriptor with it. EOF at the child's end means that
+the supervisor is gone (PR_SET_PDEATHSIG kills the child anyway); EOF at the supervisor's end means that the child is gone.
+
+    supervisor ──► any child   {"do": "link", "row", "epoch", "worker", "tier"} + one end of the pipe's socketpair
+    supervisor ──► dispatcher  {"do": "unlink", "row", "epoch", "exit", "hung"}   this worker died, and how (evidence)
+    supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0
+    child ──► supervisor       {"say": "ready", …}   a worker: model facts; the dispatcher: nothing more
+    child ──► supervisor       {"say": "failed", "error": {…}, "permanent": bool}   before it exits at boot
+
+Both ends of every pipe travel this way, to the older and to the younger process alike; the supervisor closes its copies.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from metamusesd.board import Board
+from metamusesd.config import Config
+
+MAX_MESSAGE_BYTES = 65_536
+EXIT_BAD_CONFIG = 78  # EX_CONFIG: a permanent mistake; not restarted, neither by us nor by systemd
+EXIT_BOOT = 70  # could not start
+EXIT_DIED = 71  # was running, and cannot go on
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker slot as placement decided it. Plain data."""
+
+    name: str  # fast-0
+    tier: str
+    model: str  # its name in the configuration
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
+    slots: int = 8
+    reserve_slots: int = 4
+
+    @property
+    def threads(self) -> int:
+        """As many as it has cores."""
+        return max(1, len(self.cores))
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a child finds when its `main(birth)` is called, right after the fork. Returns its exit code."""
+
+    name: str
+    config: Config
+    board: Board
+    control: socket.socket
+    instance: str  # UUID of this state directory; with a nonce it is the owner of claims
+    generation: int  # counts the starts of this child
+    row: int = -1  # a worker's row of the board
+    worker: WorkerSpec | None = None
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """(supervisor's end, child's end); neither is inherited by an exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None) -> bool:
+    """Send without blocking. False: the other side is gone or does not read; the caller decides what that means."""
+    data = json.dumps(message).encode()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
+    try:
+        channel.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return True
+    except OSError:
+        return False
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any], int | None] | None:
+    """One message and its descriptor (the caller closes it), or None at EOF. Raises BlockingIOError on an idle non-blocking channel."""
+    data, ancillary, _, _ = channel.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if not data:
+        return None
+    for extra in fds[1:]:
+        os.close(extra)
+    return json.loads(data), (fds[0] if fds else None)
