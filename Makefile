@@ -1,0 +1,58 @@
+# Everything runs in .venv; nothing else on the machine is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export MODELS_DIR ?= $(CURDIR)/models
+
+.PHONY: help setup models demo run test faults check format lint types contracts bench lock clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## the virtual environment, from the lock (compiles llama.cpp once: some minutes)
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (the first time compiles the engine: about 4 to 9 minutes on two cores)"
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+models: setup  ## the demo models, digests checked
+	$(BIN)/metamusesd models fetch
+
+demo: models  ## real prompts through the whole daemon, one worker killed half way
+	$(BIN)/python -m examples.demo
+
+run: models  ## the daemon in the foreground, embedded defaults
+	$(BIN)/metamusesd run
+
+test: models  ## the default suite
+	$(BIN)/python -m pytest
+
+check: models format lint types contracts test  ## what CI and people run: format, lint, types, import contracts, size, tests
+
+format:
+	$(BIN)/ruff format --check .
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/python tests/house.py
+
+types:
+	$(BIN)/mypy
+
+contracts:
+	$(BIN)/lint-imports
+
+bench: models  ## the benchmarks; BENCH="engine --quick", for instance
+	$(BIN)/python -m benchmarks $(BENCH)
+
+lock:  ## pin what pyproject.toml asks for; no addresses in it
+	$(BIN)/python -m pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --no-header --annotation-style=line --extra llamacpp --extra dev --output-file requirements.lock pyproject.toml
+
+clean:  ## the environment and caches; models stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
