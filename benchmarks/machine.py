@@ -1,0 +1,60 @@
+"""Any benchmark · bench process · say on which machine the figures were taken."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import msgspec
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The host of a run. `cores` are those that this process may use, `load` the load average at the start."""
+
+    cpu: str
+    cores: int
+    memory: str
+    kernel: str
+    python: str
+    load: float = 0.0
+
+
+def describe() -> Machine:
+    """This machine, as the report carries it."""
+    return Machine(
+        cpu=_line("/proc/cpuinfo", "model name") or platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory=f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        kernel=platform.release(),
+        python=platform.python_version(),
+        load=round(os.getloadavg()[0], 2),
+    )
+
+
+def pss_bytes(pid: int) -> int:
+    """The proportional share of memory of a process: private pages plus its part of the shared ones."""
+    text = _line(f"/proc/{pid}/smaps_rollup", "Pss")
+    return int(text.split()[0]) * 1024
+
+
+def descendants(pid: int) -> list[int]:
+    """All living children of `pid`, and theirs."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            children = [int(word) for word in task.read_text().split()]
+            found += children
+            waiting += children
+    return found
+
+
+def _line(path: str, key: str) -> str:
+    """The value of the first `key: value` line of a file under /proc; empty when there is none."""
+    for line in Path(path).read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -1,0 +1,176 @@
+"""Engine benchmark · bench process · run the daemon as a child and ask it through Redis, as any producer would.
+
+Everything that maps our own words to the benchmark's is in this file: the configuration of a layout, the request, the
+events. The answer cache and coalescing are off in every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.load import JSON_SCHEMA, Ask, Sample
+from benchmarks.machine import descendants
+from metamusesd import config
+from metamusesd.job import CachePolicy, InferenceRequest, Message, Params
+
+if TYPE_CHECKING:
+    from metamusesd.client import Client
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
+NO_CACHE = CachePolicy(read=False, write=False)
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0, "ignore_eos": True},
+    "sampled": {
+        "temperature": 0.7,
+        "top_k": 40,
+        "top_p": 0.9,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "seed": 7,
+        "ignore_eos": True,
+    },
+    "json": {"temperature": 0.0, "json_schema": JSON_SCHEMA},
+}
+CONFIG = """
+[daemon]
+state_dir = "{state}"
+models_dir = "{models}"
+drain_s = 1.0
+
+[log]
+level = "warning"
+
+[models.bench]
+file = "{file}"
+context = {context}
+kv_cells = {cells}
+
+[tiers.fast]
+model = "bench"
+workers = {workers}
+cores = {cores}
+slots = {slots}
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the cores are spread over workers. `cells` 0: the engine decides."""
+
+    workers: int
+    slots: int  # a worker
+    context_tokens: int
+    cells: int = 0
+
+    def name(self, cores: int) -> str:
+        """How reports call it."""
+        share = cores // self.workers
+        return f"{self.workers} x {share}-core worker" + ("s" if self.workers > 1 else "")
+
+
+class OurServer:
+    """A running daemon and a client that is connected to its Redis; see `run_ours`."""
+
+    name = "metamusesd"
+
+    def __init__(self, client: Client, pid: int) -> None:
+        self._client = client
+        self.pid = pid
+
+    async def ask(self, ask: Ask, sample: Sample) -> None:
+        """Submit, then follow the stream until the job has settled."""
+        request = _request(ask)
+        sample.sent_s = time.perf_counter()
+        handle = await self._client.submit(request)
+        try:
+            async for event in self._client.stream(handle.id):
+                if event.kind == "token":
+                    sample.arrivals_s.append(time.perf_counter())
+            result = await self._client.wait(handle.id)
+        except asyncio.CancelledError:
+            await self._client.cancel(handle.id)
+            raise
+        sample.done_s = time.perf_counter()
+        sample.tokens = result.usage.completion_tokens
+        sample.prompt_tokens = result.usage.prompt_tokens
+        sample.cached_tokens = result.usage.cached_tokens
+
+    def worker_pids(self) -> list[int]:
+        """The processes that hold the engine: those below the daemon that have libllama mapped."""
+        return [pid for pid in descendants(self.pid) if "libllama" in Path(f"/proc/{pid}/maps").read_text()]
+
+
+@asynccontextmanager
+async def run_ours(model: Path, cores: list[int], layout: Layout) -> AsyncIterator[OurServer]:
+    """Start `metamusesd run` on `cores` with its embedded Redis in a temporary directory; drain it afterwards."""
+    from metamusesd.client import Client
+
+    with tempfile.TemporaryDirectory(prefix="mm-") as state:
+        path = Path(state) / "bench.toml"
+        path.write_text(_config(model, cores, layout, state))
+        command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "metamusesd", "run"]
+        log = Path(state) / "log"
+        with log.open("wb") as output:
+            child = subprocess.Popen([*command, "--config", str(path)], stdout=output, stderr=output, env=os.environ)
+        try:
+            settings = config.load(path, environ={})
+            await _until_ready(child, settings.health_socket, log)
+            async with Client.from_config(settings) as client:
+                yield OurServer(client, child.pid)
+        finally:
+            _stop(child)
+
+
+def _config(model: Path, cores: list[int], layout: Layout, state: str) -> str:
+    return CONFIG.format(
+        state=state,
+        models=model.parent,
+        file=model.name,
+        context=layout.context_tokens,
+        cells=layout.cells,
+        workers=layout.workers,
+        cores=cores,
+        slots=layout.slots,
+    )
+
+
+def _request(ask: Ask) -> InferenceRequest:
+    messages = [Message(role="system", content=ask.system)] if ask.system else []
+    messages.append(Message(role="user", content=ask.text))
+    params = Params(max_tokens=ask.max_tokens, **PARAMS[ask.style])
+    return InferenceRequest(messages=messages, params=params, tier="fast", priority=ask.priority, cache=NO_CACHE)
+
+
+async def _until_ready(child: subprocess.Popen[bytes], health: Path, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and child.poll() is None:
+        with suppress(OSError):
+            reader, writer = await asyncio.open_unix_connection(str(health))
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+            status = await reader.readline()
+            writer.close()
+            if b" 200 " in status:
+                return
+        await asyncio.sleep(0.05)
+    raise RuntimeError(f"the daemon did not become ready: ...{log.read_text(errors='replace')[-3000:]}")
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(STOP_TIMEOUT_S)
+        return
+    child.kill()
+    child.wait()
