@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.load import JSON_SCHEMA, Ask, Sample
 from benchmarks.machine import descendants
 from metamusesd import config
-from metamusesd.job import CachePolicy, InferenceRequest, Message, Params
+from metamusesd.job import CachePolicy, InferenceRequest, Message, Params, Result, decode_result
 
 if TYPE_CHECKING:
     from metamusesd.client import Client
@@ -93,19 +93,16 @@ class OurServer:
         """Submit, then follow the stream until the job has settled."""
         request = _request(ask)
         sample.sent_s = time.perf_counter()
-        handle = await self._client.submit(request)
+        receipt = await self._client.submit(request)
         try:
-            async for event in self._client.stream(handle.id):
-                if event.kind == "token":
+            async for event in self._client.stream(receipt.id):
+                if event.text:
                     sample.arrivals_s.append(time.perf_counter())
-            result = await self._client.wait(handle.id)
+                elif event.data:
+                    _finish(sample, decode_result(event.data))
         except asyncio.CancelledError:
-            await self._client.cancel(handle.id)
+            await self._client.cancel(receipt.id)
             raise
-        sample.done_s = time.perf_counter()
-        sample.tokens = result.usage.completion_tokens
-        sample.prompt_tokens = result.usage.prompt_tokens
-        sample.cached_tokens = result.usage.cached_tokens
 
     def worker_pids(self) -> list[int]:
         """The processes that hold the engine: those below the daemon that have libllama mapped."""
@@ -125,9 +122,8 @@ async def run_ours(model: Path, cores: list[int], layout: Layout) -> AsyncIterat
         with log.open("wb") as output:
             child = subprocess.Popen([*command, "--config", str(path)], stdout=output, stderr=output, env=os.environ)
         try:
-            settings = config.load(path, environ={})
-            await _until_ready(child, settings.health_socket, log)
-            async with Client.from_config(settings) as client:
+            await _until_ready(child, config.load(path, environ={}).health_socket, log)
+            async with Client.from_env(path, environ={}) as client:
                 yield OurServer(client, child.pid)
         finally:
             _stop(child)
@@ -144,6 +140,15 @@ def _config(model: Path, cores: list[int], layout: Layout, state: str) -> str:
         cores=cores,
         slots=layout.slots,
     )
+
+
+def _finish(sample: Sample, result: Result) -> None:
+    if result.state != "done":
+        raise RuntimeError(f"a job ended {result.state}: {result.error}")
+    sample.done_s = time.perf_counter()
+    sample.tokens = result.usage.completion_tokens
+    sample.prompt_tokens = result.usage.prompt_tokens
+    sample.cached_tokens = result.usage.cached_tokens
 
 
 def _request(ask: Ask) -> InferenceRequest:
