@@ -1,14 +1,15 @@
 """The door to the job queue: what producers and the dispatcher may ask of it, and in which words.
 
-Two implementations stand behind this protocol and pass one contract suite: `redis_queue` (the real one; every method that
-changes state is one Lua call, see queues/lua/) and `memory` (the fake of the unit tests). The words are design words:
+Two implementations stand behind this protocol and pass one contract suite: `redis_queue` (the real one; every method
+that changes state is one Lua call, see queues/lua/) and `memory` (the fake of the unit tests). A job's way:
 
     submit ─► ingress ─claim─► (leased) ─claim(routed)─► ready:<tier> … ─claim─► (leased) ─settle─► terminal state
                                   └─ settle (a cache hit, a refusal)          └─ requeue ─► ready (given back)
 
-**The claim token is the fence.** Every claim mints one (`<nonce>:<n>`); renew, append, settle and requeue name it, and a call
-with an old token changes nothing and gets the verdict `lost`. All calls are idempotent: the same call again, after a lost
-reply, gets the same answer. All times in and out are milliseconds of the Redis server's clock, all durations say their unit.
+**The claim token is the fence.** Every claim mints one (`<nonce>:<n>`); renew, append, settle and requeue name it, and
+a call with an old token changes nothing and gets the verdict `lost`. All calls are idempotent: the same call again,
+after a lost reply, gets the same answer. All times in and out are milliseconds of the Redis server's clock, all durations
+say their unit.
 
 Every method raises QueueUnavailable when Redis cannot be asked; nothing else of the vendor's escapes.
 """
@@ -60,7 +61,7 @@ class Submission:
     deadline_ms: int = 0  # from now; 0: none
     idempotency_key: str = ""
     reply_to: str = ""
-    stream: bool = True  # False: no token events, only queued/started/…/done
+    stream: bool = True  # False: no events but the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,17 @@ class Receipt:
     id: str
     state: str
     duplicate: bool = False
+
+
+def receipt(kind: str, id: str, detail: str) -> Receipt | QueueFull | IdConflict:
+    """The answer to one submission, from the three words of lua/submit.lua: new, duplicate, full or conflict."""
+    if kind == "full":
+        return QueueFull(
+            f"The queue is full: the bound on {detail} is reached.", retry_after_s=1.0, bound=detail, id=id
+        )
+    if kind == "conflict":
+        return IdConflict(f"This {detail} already names another request: job {id}.", id=id, by=detail)
+    return Receipt(id, detail, duplicate=kind == "duplicate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """An ingress job that was analysed: it moves to `ready` of every tier of `tiers`, in the same call as the next claim."""
+    """An analysed ingress job: it moves to `ready` of every tier of `tiers`, in the same call as the next claim."""
 
     id: str
     token: str
@@ -112,7 +124,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """New text of a running job. `offset`: Unicode characters of this attempt before `text`. Empty text asks for the verdict."""
+    """New text of a running job, at `offset` Unicode characters of this attempt. No text: ask for the verdict."""
 
     id: str
     token: str
@@ -255,7 +267,7 @@ class Queue(Protocol):
     async def claim(
         self, owner: str, nonce: str, wants: Sequence[Want], routed: Sequence[Routed] = (), *, lease_ms: int
     ) -> list[Claim]:
-        """First move `routed` to their ready queues, then claim what is wanted. The same nonce again: the same answer."""
+        """First move `routed` to their ready queues, then claim what is wanted. The same nonce: the same answer."""
 
     async def renew(self, held: Sequence[tuple[str, str]], *, lease_ms: int) -> list[Verdict]:
         """Prolong the leases of (id, token) pairs."""

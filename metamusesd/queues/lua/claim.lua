@@ -1,0 +1,114 @@
+-- claim · move routed jobs to ready, then take jobs from the heads of queues under a lease
+--
+-- KEYS  p
+-- ARGV  result_ttl_s stream_cap mail_cap owner nonce lease_ms n_wants
+--       n_wants times: queue(ingress or a tier) count floor(lowest priority to take)
+--       then for each routed job: id token tiers(separated by spaces) route
+-- reply for each job taken: id token queue priority attempt crashes body route tenant stream submitted deadline claimed
+--
+-- The i-th job gets the token `<nonce>:<i>`. A job is taken out of all its queues at once. The same owner and nonce again
+-- get the same jobs again; so an owner has one claim under way at a time. Routed jobs whose token is old are left alone.
+
+local HEAD, SKIPS = 7, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
+local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local reply, taken_ids = {}, {}
+
+local function check()
+  if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
+    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 then
+    return invalid('arguments', 'do not add up', 'see the head of claim.lua')
+  elseif not string.match(owner .. nonce, '^[%w_.:-]+$') or nonce == '' then
+    return invalid('owner', 'not a name', 'use A-Z a-z 0-9 _ . : -')
+  end
+  for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
+    if not (string.match(ARGV[a + 2], '^%d+$') and string.match(ARGV[a + 3], '^[0-3]$')) or tonumber(ARGV[a + 2]) > BATCH
+    then return invalid('wants', 'count or floor out of range', 'give a count up to ' .. BATCH .. ' and a floor 0 to 3') end
+  end
+end
+
+local function report(id, job)
+  local more = call('HMGET', key_of(id), 'body', 'route', 'submitted', 'claimed')
+  local n = #reply
+  reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = id, job.token, job.queue, job.prio
+  reply[n + 5], reply[n + 6], reply[n + 7], reply[n + 8] = job.attempt, job.crashes, more[1] or '',
+    job.queue ~= 'ingress' and more[2] or ''
+  reply[n + 9], reply[n + 10], reply[n + 11] = job.tenant, job.stream, more[3]
+  reply[n + 12], reply[n + 13] = job.deadline, more[4]
+end
+
+local function repeated()
+  local last = call('GET', p .. ':claimed:' .. owner)
+  if not last or string.sub(last, 1, #nonce + 1) ~= nonce .. ' ' then return false end
+  local i = 0
+  for id in string.gmatch(string.sub(last, #nonce + 2), '%S+') do
+    i = i + 1
+    local job = read(id)
+    if job and job.state == 'running' and job.token == nonce .. ':' .. i then report(id, job) end
+  end
+  return true
+end
+
+local function route(id, token, tiers, routing)
+  local job = read(id)
+  if not held(job, token) or not string.match(tiers, '%S') then return end
+  call('ZREM', p .. ':leases', id)
+  call('HSET', key_of(id), 'tiers', tiers, 'route', routing)
+  job.tiers = tiers
+  put_back(id, job)
+end
+
+local function take(id, job, queue)
+  take_out(id, job)
+  taken_ids[#taken_ids + 1] = id
+  job.token, job.queue = nonce .. ':' .. #taken_ids, queue
+  call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed', now,
+       'started', queue == 'ingress' and '0' or '1')
+  call('ZADD', p .. ':leases', now + lease_ms, id)
+  if queue ~= 'ingress' then emit(id, job, 'kind', 'started', 'attempt', job.attempt) end
+  report(id, job)
+end
+
+-- Takes up to `count` from the head; true when `count` stopped it, not the end of the queue or the floor.
+local function take_from(queue, count, floor)
+  local key, top = queue_key(queue), '(' .. format('%.0f', (4 - floor) * STRIDE)
+  local expected, skips = queue == 'ingress' and 'queued' or 'ready', SKIPS
+  while count > 0 and skips > 0 do
+    local ids = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count)
+    if #ids == 0 then return false end
+    for _, id in ipairs(ids) do
+      local job = read(id)
+      if not job or job.state ~= expected then
+        call('ZREM', key, id)
+        skips = skips - 1
+      elseif overdue(job) then
+        expire(id, job)
+        skips = skips - 1
+      else
+        take(id, job, queue)
+        count = count - 1
+      end
+    end
+  end
+  return true
+end
+
+local mistake = check()
+if mistake then return mistake end
+set_bounds(ARGV[1], ARGV[2], ARGV[3])
+if repeated() then return reply end
+for a = HEAD + 3 * n_wants, #ARGV - 1, 4 do route(unpack(ARGV, a + 1, a + 4)) end
+for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
+  local queue, count, floor = ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
+  local more = count > 0 and take_from(queue, count, floor)
+  if more then
+    touched[queue] = true
+  elseif count > 0 and floor == 0 then -- the queue is empty now; above a floor nobody knows, and re-arming would spin
+    call('DEL', p .. ':marker:' .. queue)
+    touched[queue] = nil
+  end
+end
+if #taken_ids > 0 then
+  call('SET', p .. ':claimed:' .. owner, nonce .. ' ' .. table.concat(taken_ids, ' '), 'PX', lease_ms)
+end
+close()
+return reply

@@ -1,0 +1,181 @@
+-- common.lua · what the scripts share · protocol 1
+--
+-- The text of script X is this file followed by X.lua, always:   SCRIPT LOAD "$(cat common.lua submit.lua)"
+--
+-- KEYS[1] = p, the prefix with its hash tag, `{metamuse}` by default. Every other key is made from it in here, so that a
+-- queue lives in one Cluster slot. Keys are private to the scripts; docs/redis-protocol.md says which may be read.
+--
+--   p:ingress, p:ready:<tier>   zset    id → score = (3 - priority)·2^44 + sequence
+--   p:leases                    zset    id → lease end        p:deadlines, p:delayed   zset    id → due time
+--   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, back, ended
+--   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
+--   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
+--   p:counters                  hash    jobs, bytes, jobs:<tenant>, bytes:<tenant>: what is not terminal
+--   p:marker:<queue>            list    at most one element: wake up and claim
+--   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
+--   p:seq  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
+--
+-- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'.
+
+local p, call, format = KEYS[1], redis.call, string.format
+local STRIDE = 2 ^ 44
+local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
+local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
+local JOB = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to',
+             'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back'}
+local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
+local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
+local delta, mailed, touched = {}, {}, {} -- counters, mailboxes, queues that this call changed: `close` sees to them
+
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function invalid(field, problem, remedy)
+  return {err = 'INVALID ' .. field .. '|' .. problem .. '|' .. remedy}
+end
+
+local function key_of(id)
+  return p .. ':job:' .. id
+end
+
+local function queue_key(queue)
+  return queue == 'ingress' and p .. ':ingress' or p .. ':ready:' .. queue
+end
+
+-- The fields of JOB by name (strings), or nil when there is no such job.
+local function read(id)
+  local v = call('HMGET', key_of(id), unpack(JOB))
+  if not v[1] then return nil end
+  return {state = v[1], token = v[2], prio = v[3], score = v[4], attempt = v[5], crashes = v[6], tenant = v[7],
+          bytes = v[8], idem = v[9], deadline = v[10], reply_to = v[11], stream = v[12], queue = v[13], tiers = v[14],
+          started = v[15], written = v[16], owner = v[17], back = v[18]}
+end
+
+-- Whether `token` still holds the job; if not, the verdict that its bearer gets.
+local function held(job, token)
+  if not job then return false, 'lost' end
+  if job.token ~= token or token == '' then return false, 'lost' end
+  if job.state == 'running' then return true, 'ok' end
+  if job.state == 'cancelled' or job.state == 'expired' then return false, job.state end
+  return false, 'lost'
+end
+
+local function overdue(job)
+  return job.deadline ~= '0' and tonumber(job.deadline) <= now
+end
+
+local function set_bounds(ttl_s, stream, mail)
+  result_ttl_ms, stream_cap, mail_cap = tonumber(ttl_s) * 1000, stream, mail
+end
+
+-- One entry to every mailbox of the job.
+local function send_mail(id, job, ...)
+  if job.reply_to == '' then return end
+  for box in string.gmatch(job.reply_to, '%S+') do
+    local key = p .. ':mail:' .. box
+    call('XADD', key, 'MAXLEN', '~', mail_cap, '*', 'id', id, ...)
+    mailed[key] = true
+  end
+end
+
+-- One entry to the job's own stream and its mailboxes, if it wants events before its end.
+local function emit(id, job, ...)
+  if job.stream ~= '1' then return end
+  call('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', ...)
+  send_mail(id, job, ...)
+end
+
+local function count(field, by)
+  delta[field] = (delta[field] or 0) + by
+end
+
+local function count_job(tenant, jobs, bytes)
+  count('jobs', jobs)
+  count('bytes', bytes)
+  count('jobs:' .. tenant, jobs)
+  count('bytes:' .. tenant, bytes)
+end
+
+-- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it costs one poll interval.
+local function arm(queue)
+  local key = p .. ':marker:' .. queue
+  if call('EXISTS', key) == 0 then
+    call('LPUSH', key, '1')
+    call('PEXPIRE', key, 60000)
+  end
+end
+
+-- Writes what the call gathered. Every script that changes jobs ends with it.
+local function close()
+  for field, by in pairs(delta) do
+    if by ~= 0 and call('HINCRBY', p .. ':counters', field, by) <= 0 then call('HDEL', p .. ':counters', field) end
+  end
+  for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
+  for queue in pairs(touched) do
+    if call('EXISTS', queue_key(queue)) == 1 then arm(queue) else call('DEL', p .. ':marker:' .. queue) end
+  end
+end
+
+-- Removes a live job from wherever it stands. A removal is allowed when memory is full, and so is what follows it.
+local function take_out(id, job)
+  if job.state == 'running' then
+    call('ZREM', p .. ':leases', id)
+  elseif job.state == 'delayed' then
+    call('ZREM', p .. ':delayed', id)
+  elseif job.state == 'ready' then
+    for tier in string.gmatch(job.tiers, '%S+') do call('ZREM', p .. ':ready:' .. tier, id) end
+  else
+    call('ZREM', p .. ':ingress', id)
+  end
+end
+
+-- Puts a job that stands nowhere into its queues, with its old score: ready when it was routed, else ingress.
+local function put_back(id, job)
+  local state, tiers = 'ready', job.tiers
+  if tiers == '' then state, tiers = 'queued', 'ingress' end
+  call('HSET', key_of(id), 'state', state, 'token', '', 'owner', '')
+  for queue in string.gmatch(tiers, '%S+') do
+    call('ZADD', queue_key(queue), job.score, id)
+    touched[queue] = true
+  end
+end
+
+-- Brings a job that stands nowhere to its one terminal state: result, events, notice, and from here on a TTL.
+local function finish(id, job, state, result)
+  local key, ttl_ms = key_of(id), result_ttl_ms
+  if state == 'dead' then ttl_ms = DEAD_TTL_MS else call('HDEL', key, 'body') end
+  call('HSET', key, 'state', state, 'ended', now)
+  call('PEXPIRE', key, ttl_ms)
+  call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
+  call('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
+  call('PEXPIRE', p .. ':events:' .. id, ttl_ms)
+  send_mail(id, job, 'kind', state, 'attempt', job.attempt, 'data', result)
+  if job.deadline ~= '0' then call('ZREM', p .. ':deadlines', id) end
+  if job.idem ~= '' then call('PEXPIRE', p .. ':idem:' .. job.tenant .. ':' .. job.idem, ttl_ms) end
+  call('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state)
+  count_job(job.tenant, -1, -tonumber(job.bytes))
+end
+
+-- The result JSON of a job that ends without a worker's answer. `id` needs no escaping: submit has checked it.
+local function failure(id, job, state, message)
+  return '{"request_id":"' .. id .. '","state":"' .. state .. '","attempt":' .. job.attempt .. ',"error":{"code":"'
+    .. state .. '","message":"' .. message .. '","retryable":false}}'
+end
+
+local function expire(id, job)
+  take_out(id, job)
+  finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
+end
+
+-- Gives a job that stands nowhere back to its queues, or to `delayed`; readers of its stream start again.
+local function give_back(id, job, reason, delay_ms)
+  call('HSET', key_of(id), 'attempt', job.attempt, 'crashes', job.crashes, 'tiers', job.tiers, 'back', job.token,
+       'reason', reason, 'started', '0', 'written', '0')
+  if job.started == '1' then emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', reason) end
+  if delay_ms > 0 then
+    call('HSET', key_of(id), 'state', 'delayed', 'token', '', 'owner', '')
+    call('ZADD', p .. ':delayed', now + delay_ms, id)
+  else
+    put_back(id, job)
+  end
+end

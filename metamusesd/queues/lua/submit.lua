@@ -1,0 +1,111 @@
+-- submit · put jobs into ingress, each with its own answer
+--
+-- KEYS  p
+-- ARGV  max_jobs max_bytes max_tenant_jobs, then for each job:
+--       id body digest priority(0…3) tenant deadline_ms(from now; 0: none) idempotency_key reply_to stream(0|1)
+-- reply for each job: kind id detail
+--       new       the job's id           queued
+--       duplicate the answering job's id its state
+--       full      the id                 jobs | bytes | tenant_jobs: which bound
+--       conflict  the other job's id     id | idempotency_key: what names another body already
+-- error INVALID field|problem|remedy: nothing was written
+
+local WIDTH, HEAD = 9, 3
+local MAX_BODY, MAX_BOXES_CHARS = 4194304, 4096
+
+local function check()
+  for i = 1, HEAD do
+    if not tonumber(ARGV[i]) then return invalid('limits', 'not a number', 'give max_jobs max_bytes max_tenant_jobs') end
+  end
+  if #ARGV <= HEAD or (#ARGV - HEAD) % WIDTH ~= 0 then
+    return invalid('arguments', #ARGV .. ' given', 'give ' .. HEAD .. ' limits and ' .. WIDTH .. ' for each job')
+  end
+  for a = HEAD, #ARGV - 1, WIDTH do
+    local deadline = tonumber(ARGV[a + 6])
+    if #ARGV[a + 1] > 128 or not string.match(ARGV[a + 1], '^[%w_.:-]+$') then
+      return invalid('id', 'not a name', 'use 1 to 128 of A-Z a-z 0-9 _ . : -')
+    elseif #ARGV[a + 2] > MAX_BODY then
+      return invalid('body', #ARGV[a + 2] .. ' bytes long', 'send at most ' .. MAX_BODY)
+    elseif not string.match(ARGV[a + 4], '^[0-3]$') then
+      return invalid('priority', 'not 0 to 3', 'give 0 (low) to 3 (critical)')
+    elseif #ARGV[a + 5] > 64 or not string.match(ARGV[a + 5], '^[%w_.-]+$') then
+      return invalid('tenant', 'not a name', 'use 1 to 64 of A-Z a-z 0-9 _ . -')
+    elseif not string.match(ARGV[a + 6], '^%d+$') or deadline > 86400000 then
+      return invalid('deadline_ms', 'not 0 to 86400000', 'give milliseconds from now')
+    elseif #ARGV[a + 7] > 1024 then
+      return invalid('idempotency_key', 'too long', 'give at most 1024 bytes')
+    elseif #ARGV[a + 8] > 64 or not string.match(ARGV[a + 8], '^[%w_.-]*$') then
+      return invalid('reply_to', 'not a name', 'use up to 64 of A-Z a-z 0-9 _ . -')
+    elseif not string.match(ARGV[a + 9], '^[01]$') then
+      return invalid('stream', 'not 0 or 1', 'give 1 for token events, 0 for none')
+    end
+  end
+end
+
+-- A repeated submit asks for mail as well: its mailbox joins those of the live job.
+local function join(id, state, box)
+  if box == '' or TERMINAL[state] then return end
+  local boxes = call('HGET', key_of(id), 'reply_to')
+  if string.find(' ' .. boxes .. ' ', ' ' .. box .. ' ', 1, true) or #boxes > MAX_BOXES_CHARS then return end
+  call('HSET', key_of(id), 'reply_to', boxes == '' and box or boxes .. ' ' .. box)
+end
+
+-- The answer when the id or the idempotency key names a job already, else nil.
+local function known(id, digest, idem_key, box)
+  local other = idem_key and call('GET', idem_key)
+  if other then
+    local other_digest, other_id = string.match(other, '^(%S*) (.*)$')
+    local state = call('HGET', key_of(other_id), 'state')
+    if state then
+      if other_digest ~= digest then return {'conflict', other_id, 'idempotency_key'} end
+      join(other_id, state, box)
+      return {'duplicate', other_id, state}
+    end
+  end
+  local found = call('HMGET', key_of(id), 'state', 'digest')
+  if not found[1] then return nil end
+  if found[2] ~= digest then return {'conflict', id, 'id'} end
+  join(id, found[1], box)
+  return {'duplicate', id, found[1]}
+end
+
+local function used(field)
+  return tonumber(call('HGET', p .. ':counters', field) or 0) + (delta[field] or 0)
+end
+
+local function bound_reached(tenant, bytes)
+  if used('jobs') >= tonumber(ARGV[1]) then return 'jobs' end
+  if used('bytes') + bytes > tonumber(ARGV[2]) then return 'bytes' end
+  if used('jobs:' .. tenant) >= tonumber(ARGV[3]) then return 'tenant_jobs' end
+end
+
+local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, stream)
+  local idem_key = idem ~= '' and p .. ':idem:' .. tenant .. ':' .. idem
+  local answer = known(id, digest, idem_key, box)
+  if answer then return answer end
+  local bound = bound_reached(tenant, #body)
+  if bound then return {'full', id, bound} end
+  local score = format('%.0f', (3 - prio) * STRIDE + call('INCR', p .. ':seq'))
+  local deadline = deadline_ms == '0' and 0 or now + deadline_ms
+  call('HSET', key_of(id), 'state', 'queued', 'body', body, 'digest', digest, 'prio', prio, 'score', score,
+       'tenant', tenant, 'bytes', #body, 'idem', idem, 'deadline', deadline, 'reply_to', box, 'stream', stream,
+       'submitted', now, 'attempt', '1', 'crashes', '0', 'token', '', 'queue', 'ingress', 'tiers', '',
+       'started', '0', 'written', '0', 'owner', '', 'back', '', 'route', '')
+  call('ZADD', p .. ':ingress', score, id)
+  if deadline > 0 then call('ZADD', p .. ':deadlines', deadline, id) end
+  if idem_key then call('SET', idem_key, digest .. ' ' .. id) end
+  count_job(tenant, 1, #body)
+  return {'new', id, 'queued'}
+end
+
+local mistake = check()
+if mistake then return mistake end
+local reply, fresh = {}, false
+for a = HEAD, #ARGV - 1, WIDTH do
+  local answer = accept(unpack(ARGV, a + 1, a + WIDTH))
+  fresh = fresh or answer[1] == 'new'
+  for i = 1, 3 do reply[#reply + 1] = answer[i] end
+end
+close()
+if fresh then arm('ingress') end
+return reply
