@@ -1,0 +1,211 @@
+"""Stages 1 and 9 · producer · submit jobs, follow them, and get their results.
+
+    async with Client.from_env() as client:
+        result = await client.execute(InferenceRequest(user_query="What is a muse?"))
+
+At least once: killing any process of the daemon loses no job. Redis itself may lose the last moments before its own
+crash; `execute` then finds its job gone and submits it again under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from metamusesd import config
+from metamusesd.client.feed import Ending, Feed
+from metamusesd.client.inbox import Inbox
+from metamusesd.client.outbox import Outbox
+from metamusesd.errors import JobCancelled, JobDead, JobError, JobExpired, JobFailed, JobGone, WaitTimeout
+from metamusesd.job import InferenceRequest, Result, body_digest, encode_request, parse_request
+from metamusesd.queues.base import JobEvent, JobView, Limits, Queue, Receipt, Submission
+
+SUBMIT_TIMEOUT_S = 30.0
+RESUBMITS = 3  # times that `execute` submits a job again that Redis has lost
+
+Request = InferenceRequest | dict[str, Any] | str | bytes
+
+_ERRORS: dict[str, type[JobError]] = {
+    "failed": JobFailed,
+    "cancelled": JobCancelled,
+    "expired": JobExpired,
+    "dead": JobDead,
+}
+
+
+class Client:
+    """A producer. Safe for any number of concurrent calls of one event loop; all waits share one connection."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        prefix: str | None = None,
+        queue: Queue | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """`queue` replaces the connection that `url` and `prefix` describe; None of them: the built-in defaults."""
+        self._queue = queue or _connect(url, prefix, limits)
+        self._outbox = Outbox(self._queue)
+        self._inbox = Inbox(self._queue)
+
+    @classmethod
+    def from_env(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
+        """A client for the configured queue: the file, overridden by REDIS_URL, REDIS_QUEUE_PREFIX and the others."""
+        loaded = config.load(path, environ)
+        return cls(loaded.redis_url, loaded.redis.prefix, limits=_limits(loaded.queue))
+
+    async def __aenter__(self) -> Self:
+        await self._queue.open()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all waits with QueueUnavailable and disconnect. Jobs go on. Legal twice."""
+        await self._outbox.close()
+        await self._inbox.close()
+        await self._queue.close()
+
+    async def submit(self, request: Request, timeout_s: float = SUBMIT_TIMEOUT_S, *, watch: bool = True) -> Receipt:
+        """Put a job into the queue. `watch=False`: nobody will stream or wait for it here, so write it no mail.
+
+        Raises InvalidRequest, QueueFull, IdConflict; QueueUnavailable when Redis did not answer within `timeout_s`,
+        and then the job may be in all the same: repeat it under the same id.
+        """
+        job = self._submission(parse_request(request), watch=watch)
+        if job.reply_to != self._inbox.name:
+            return await self._outbox.put(job, timeout_s)
+        self._inbox.own(job.id)
+        try:
+            receipt = await self._outbox.put(job, timeout_s)
+        except BaseException:
+            self._inbox.disown(job.id)
+            raise
+        if receipt.duplicate:
+            self._inbox.disown(job.id)
+        return receipt
+
+    async def stream(self, id: str) -> AsyncGenerator[JobEvent]:
+        """All events of a job, also the past ones, each once and in order; ends after the terminal one.
+
+        After `restarted` text begins again at offset 0. The texts since then make up the content of a job that is
+        `done`, even if it was answered without tokens. Raises JobGone.
+        """
+        feed = Feed()
+        self._inbox.add(id, feed)
+        try:
+            await self._inbox.catch_up(id, feed)
+            while True:
+                event = await feed.next()
+                yield event
+                if feed.ended and feed.empty():
+                    return
+        finally:
+            self._inbox.drop(id, feed)
+
+    async def wait(self, id: str, timeout_s: float | None = None) -> Result:
+        """The result of a job, however it ended: look at its `state`. Raises JobGone and WaitTimeout."""
+        ending = Ending()
+        self._inbox.add(id, ending)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._inbox.catch_up(id)
+                return await ending.future
+        except TimeoutError:
+            raise WaitTimeout(id=id) from None
+        finally:
+            self._inbox.drop(id, ending)
+
+    async def execute(self, request: Request, timeout_s: float | None = None) -> Result:
+        """Submit, wait, and return the result of a job that is done; no tokens travel meanwhile.
+
+        Raises what `submit` raises; JobFailed, JobCancelled, JobExpired, JobDead with the error dict; JobGone when
+        Redis lost the job again and again; WaitTimeout after `timeout_s`. Neither a timeout nor cancelling this
+        call ends the job.
+        """
+        job = self._submission(parse_request(request), stream=False)
+        end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        for again in range(RESUBMITS + 1):
+            try:
+                result = await self._run(job, end_s)
+                break
+            except JobGone:
+                if again == RESUBMITS:
+                    raise
+        if result.state != "done":
+            raise _error(result)
+        return result
+
+    async def cancel(self, id: str) -> str:
+        """Cancel a job. Returns its state then: `cancelled`, how it had ended before, or `gone`."""
+        return await self._queue.cancel(id)
+
+    async def status(self, id: str) -> JobView:
+        """How a job stands. Raises JobGone."""
+        view = await self._queue.view(id)
+        if view is None:
+            raise JobGone(f"job {id} is not in the queue", id=id)
+        return view
+
+    async def _run(self, job: Submission, end_s: float | None) -> Result:
+        """Listen before submitting, so that the answer cannot come too early."""
+        id, ending = job.id, Ending()
+        self._inbox.add(id, ending)
+        try:
+            patience_s = SUBMIT_TIMEOUT_S if end_s is None else end_s - asyncio.get_running_loop().time()
+            receipt = await self._outbox.put(job, patience_s)
+            if receipt.id != id:
+                self._inbox.drop(id, ending)
+                id = receipt.id
+                self._inbox.add(id, ending)
+            async with asyncio.timeout_at(end_s):
+                if receipt.duplicate or job.reply_to != self._inbox.name:
+                    await self._inbox.catch_up(id)
+                else:
+                    self._inbox.accepted(id)
+                return await ending.future
+        except TimeoutError:
+            raise WaitTimeout(id=id) from None
+        finally:
+            self._inbox.drop(id, ending)
+
+    def _submission(self, request: InferenceRequest, *, watch: bool = True, stream: bool = True) -> Submission:
+        return Submission(
+            id=request.id,
+            body=encode_request(request),
+            digest=body_digest(request),
+            priority=int(request.class_),
+            tenant=request.tenant,
+            deadline_ms=request.deadline_ms or 0,
+            idempotency_key=request.idempotency_key or "",
+            reply_to=request.reply_to or (self._inbox.name if watch else ""),
+            stream=stream and request.stream,
+        )
+
+
+def _error(result: Result) -> JobError:
+    """The exception of a result that is not `done`."""
+    error = result.error or {}
+    kind = _ERRORS.get(result.state, JobFailed)
+    return kind(error.get("message"), id=result.request_id, error=error or None)
+
+
+def _limits(bounds: config.Queue) -> Limits:
+    return Limits(
+        max_jobs=bounds.max_jobs,
+        max_bytes=bounds.max_bytes,
+        max_tenant_jobs=bounds.max_tenant_jobs,
+        max_crashes=bounds.max_crashes,
+        result_ttl_s=bounds.result_ttl_s,
+    )
+
+
+def _connect(url: str | None, prefix: str | None, limits: Limits | None) -> Queue:
+    from metamusesd.queues.redis_queue import RedisQueue
+
+    defaults = config.Config()
+    queue: Queue = RedisQueue(url or defaults.redis_url, prefix or defaults.redis.prefix, limits or Limits())
+    return queue
