@@ -50,7 +50,7 @@ class Bench:
             yield None
             return
         async with run_ours(self.model, self.cores, layout) as server:
-            await self._warm_up(server, layout.workers * 2)
+            await self._warm_up(server, layout.workers * layout.slots)
             yield server
 
     @asynccontextmanager
@@ -78,7 +78,7 @@ class Bench:
             environment=environment,
             label=label,
         ) as server:
-            await self._warm_up(server, min(slots, 2))
+            await self._warm_up(server, slots)
             yield server
 
     async def alternate(

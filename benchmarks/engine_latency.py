@@ -48,7 +48,7 @@ class Intrusion:
 
     calm_p99_ms: float  # between tokens of the streams before it came
     during_p99_ms: float  # between its submit and its first token
-    alone_ttft_ms: float  # of a prompt as long on the idle server
+    alone_ttft_ms: float  # of prompts as long on the idle server, the mean of one before and one after
     ttft_ms: float
 
 
@@ -87,7 +87,7 @@ def _intrusion_rows(
 
 
 async def _intrude(bench: Bench, server: Server) -> Intrusion:
-    alone_s = await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4))
+    alone_s = await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4)) / 2
     asks = bench.prompts.asks(STREAMS, STREAM_TOKENS)
     async with _streaming(server, asks) as streams:
         await _until_tokens(streams, SETTLED_TOKENS // 3)
@@ -96,6 +96,7 @@ async def _intrude(bench: Bench, server: Server) -> Intrusion:
         came_s = time.perf_counter()
         ttft_s = await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4))
         first_s = came_s + ttft_s
+    alone_s += await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4)) / 2
     calm = [gap for stream in streams for gap in stream.gaps_s(calm_from_s, came_s)]
     during = [gap for stream in streams for gap in stream.gaps_s(came_s, first_s)]
     return Intrusion(1000 * percentile(calm, 0.99), 1000 * percentile(during, 0.99), 1000 * alone_s, 1000 * ttft_s)

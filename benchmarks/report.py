@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     def show(self, console: Console | None = None) -> None:
         """Print the report as a table."""
-        console = console or Console()
+        console = console or Console(width=None if sys.stdout.isatty() else 200)
         host = self.machine
         title = f"{self.benchmark} · metamusesd {self.version} · {host.cpu}, {host.cores} cores, {host.memory}"
         console.print(_table(title, self.rows))

@@ -35,7 +35,7 @@ CHAINS: dict[str, dict[str, Any]] = {
         "repeat_penalty": 1.1,
         "presence_penalty": 0.1,
         "frequency_penalty": 0.1,
-        "repeat_last_n": -1,
+        "repeat_last_n": 512,
         "seed": 7,
         "ignore_eos": True,
     },
@@ -50,7 +50,7 @@ STAND_IN = """
 import signal, sys, xllamacpp
 model, port, slots, context, threads = sys.argv[1], *map(int, sys.argv[2:])
 params = xllamacpp.CommonParams()
-params.model.path, params.hostname, params.port = model, "127.0.0.1", port
+params.model.path, params.hostnames, params.port = model, ["127.0.0.1"], port
 params.n_parallel, params.n_ctx, params.n_gpu_layers = slots, context, 0
 if threads:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
