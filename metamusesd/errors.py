@@ -24,6 +24,9 @@
     │   ├── ModelLoadFailed      model_load_failed     exit 78 of a worker: never retried
     │   ├── NoCapacity           no_capacity           no KV cells or slots now; the job goes back unburnt
     │   └── EngineFailed         engine_failed         a decode failed; another try can help
+    ├── OperatorError            seen by whoever runs a command
+    │   ├── DaemonAway           daemon_away           no daemon answers on the health socket
+    │   └── FetchFailed          fetch_failed          a model could not be fetched, or is not what it should be
     └── WireError                wire_error            a frame between two of our processes is broken
 
 A class' docstring is its default message. `retryable` says whether the same call may succeed later.
@@ -209,6 +212,26 @@ class EngineFailed(EngineError):
     """The engine failed while it was computing."""
 
     code = "engine_failed"
+
+
+class OperatorError(MetamusesdError):
+    """The command cannot do what was asked."""
+
+    code = "operator_error"
+
+
+class DaemonAway(OperatorError):
+    """The daemon is not running."""
+
+    code = "daemon_away"
+    retryable = True
+
+
+class FetchFailed(OperatorError):
+    """The model could not be fetched."""
+
+    code = "fetch_failed"
+    retryable = True
 
 
 class WireError(MetamusesdError):

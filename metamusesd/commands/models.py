@@ -1,0 +1,139 @@
+"""Stage 0 · command line · the model files: fetch, list, verify, inspect."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from metamusesd import cli, hub
+from metamusesd.config import Config
+from metamusesd.errors import FetchFailed
+from metamusesd.models import CATALOGUE, Piece, digest_of, hash_file, remember
+
+DERIVED = ("auto", "Q8_0", "Q4_0", "none")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, action, text in (
+        ("fetch", fetch_models, "bring the demo models, or any GGUF from the Hugging Face hub"),
+        ("list", list_models, "what is there"),
+        ("verify", verify_models, "hash the files again and compare with what is pinned or remembered"),
+        ("inspect", inspect_model, "what a GGUF file says of itself"),
+    ):
+        command = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(action=action)
+        command.add_argument("--dir", help="the models directory; default: the configured one")
+    fetch, inspect = actions.choices["fetch"], actions.choices["inspect"]
+    known = ", ".join(CATALOGUE)
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{known} (default: all), or hf:OWNER/REPO/FILE.gguf[@REVISION]"
+    )
+    fetch.add_argument(
+        "--derive", default="none", choices=DERIVED,
+        help="requantize the demo model as well; auto: to what is fastest here with perplexity within 2 %% (default: none)",
+    )  # fmt: skip
+    inspect.add_argument("file", help="a path, or a name inside the models directory")
+
+
+def models(args: argparse.Namespace) -> int:
+    """Run the action in the models directory."""
+    config = cli.configuration(args)
+    if args.dir:
+        config = replace(config, daemon=replace(config.daemon, models_dir=str(Path(args.dir).absolute())))
+    return int(args.action(args, config, config.models_dir))
+
+
+def fetch_models(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """Bring what is missing; quick when nothing is."""
+    from metamusesd import fetch
+    from metamusesd.commands import screen
+
+    pieces, from_hub = _pick(args.names or list(CATALOGUE))
+    if fetch.wanted(pieces, directory):
+        with screen.byte_progress() as report:
+            fetch.fetch(pieces, directory, report)
+    for wanted in from_hub:
+        print("\n".join(_line(path) for path in hub.fetch(wanted, directory)))
+    for piece in pieces:
+        if piece.size_bytes > 1 << 20:
+            print(_line(directory / piece.target))
+    if args.derive != "none":
+        from metamusesd.commands import derive
+
+        code: int = derive.derive(directory, args.derive)
+        return code
+    return 0
+
+
+def _pick(names: list[str]) -> tuple[list[Piece], list[hub.HubFile]]:
+    pieces: list[Piece] = []
+    from_hub = []
+    for name in names:
+        if name.startswith(hub.SCHEME):
+            from_hub.append(hub.parse(name))
+        elif name in CATALOGUE:
+            pieces += CATALOGUE[name]
+        else:
+            raise FetchFailed(f"{name}: no such model; use {', '.join(CATALOGUE)} or hf:OWNER/REPO/FILE.gguf")
+    return pieces, from_hub
+
+
+def _line(path: Path) -> str:
+    return f"{path}  {path.stat().st_size / 1e6:.1f} MB  {digest_of(path)}"
+
+
+def _files(directory: Path) -> list[Path]:
+    found = [path for pattern in ("*.gguf", "*.onnx") for path in directory.rglob(pattern)]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts))
+
+
+def list_models(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """Every model file, its digest, and which configured models use it."""
+    used: dict[Path, list[str]] = {}
+    for name, model in config.models.items():
+        used.setdefault(config.model_path(model), []).append(name)
+    for path in _files(directory):
+        names = ", ".join(used.pop(path, [])) or "-"
+        print(f"{path.relative_to(directory)}  {path.stat().st_size / 1e6:.1f} MB  {digest_of(path)}  used as: {names}")
+    missing = [path for path in used if not path.is_file() and path != config.models_dir]
+    for path in missing:
+        print(f"{path}  missing  used as: {', '.join(used[path])}")
+    if not _files(directory) and not missing:
+        print(f"{directory} holds no model; run `metamusesd models fetch`")
+    return 0
+
+
+def verify_models(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """Exit 1 when a file is not what it was, or not what is pinned."""
+    pinned = {directory / piece.target: piece.digest for pieces in CATALOGUE.values() for piece in pieces}
+    pinned |= {config.model_path(model): model.digest for model in config.models.values() if model.digest}
+    present = dict.fromkeys([*_files(directory), *(path for path in pinned if path.is_file())])
+    wrong = 0
+    for path in present:
+        found = hash_file(path)
+        wanted = pinned.get(path) or digest_of(path)
+        if found == wanted:
+            print(f"ok  {path}  {found}{'' if path in pinned else '  (not pinned)'}")
+            remember(path, found)
+        else:
+            wrong += 1
+            cli.complain(f"{path}: its digest is {found}, it should be {wanted}; fetch it again")
+    return 1 if wrong else 0
+
+
+def inspect_model(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """The figures that the configuration needs, then every entry of the header."""
+    from metamusesd.gguf import read_header
+
+    path = Path(args.file) if Path(args.file).exists() else directory / args.file
+    header = read_header(path)
+    print(f"file          {path}\ndigest        {digest_of(path)}\nsize          {path.stat().st_size / 1e6:.1f} MB")
+    print(f"architecture  {header.architecture}\nquantization  {header.quantization}")
+    print(f"parameters    {header.parameters / 1e6:.1f} M in {header.tensors} tensors")
+    print(f"context       {header.of_architecture('context_length')} tokens\n")
+    for key, value in header.entries.items():
+        text = " ".join(str(value).split())
+        print(f"{key} = {text if len(text) <= 100 else text[:97] + '…'}")
+    return 0

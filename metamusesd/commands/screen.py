@@ -1,0 +1,68 @@
+"""Stage 0 · command line · what is drawn on a terminal. The only file that imports rich; imported when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+Report = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+
+
+@contextlib.contextmanager
+def byte_progress() -> Iterator[Report]:
+    """Bars on standard error; one line for each finished step where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield _plain_report()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done)
+
+        yield report
+
+
+def _plain_report() -> Report:
+    finished = set()
+
+    def report(label: str, done: int, total: int) -> None:
+        if done >= total and label not in finished:
+            finished.add(label)
+            print(f"  {label}  {size(total)}", file=sys.stderr)
+
+    return report
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
+    """A plain table; columns of numbers are set flush right."""
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for heading in headings:
+        drawn.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(str(cell) for cell in row))
+    return drawn
+
+
+def show(*things: object) -> None:
+    """Print tables and texts; wide enough for every column where the output is no terminal."""
+    console = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    for thing in things:
+        console.print(thing)
+
+
+def size(count_bytes: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count_bytes < 1000:
+            return f"{count_bytes:.0f} {unit}" if unit == "B" else f"{count_bytes:.3g} {unit}"
+        count_bytes /= 1000
+    return f"{count_bytes:.3g} TB"
