@@ -81,13 +81,15 @@ def find(directory: Path | None = None) -> Build | None:
 
 
 def stand_in() -> Build | None:
-    """The server inside the `xllamacpp` wheel (AVX2 only, another version, so handicapped), named as what it is."""
+    """The server inside the `xllamacpp` wheel (another version, AVX2 only), named as what it is."""
     try:
         version = importlib.metadata.version("xllamacpp")
     except importlib.metadata.PackageNotFoundError:
         return None
     name = f"xllamacpp {version} wheel (stand-in, AVX2 only)"
-    return Build(name, "", version, "as in the wheel", 0.0, "not comparable: another build")
+    command = [sys.executable, "-c", "import xllamacpp; print(xllamacpp.get_system_info())"]
+    info = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return Build(name, "", version, "as in the wheel", 0.0, info)
 
 
 def python_system_info() -> str:

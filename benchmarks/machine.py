@@ -38,6 +38,11 @@ def pss_bytes(pid: int) -> int:
     return int(text.split()[0]) * 1024
 
 
+def pinned(cores: list[int], command: list[str]) -> list[str]:
+    """`command` on these cores, ended by the kernel when this process dies."""
+    return ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", ",".join(map(str, cores)), *command]
+
+
 def descendants(pid: int) -> list[int]:
     """All living children of `pid`, and theirs."""
     found: list[int] = []
