@@ -1,0 +1,106 @@
+"""Stage 8 · worker · plan one step: which sequences run, which yield, and how much prefill goes in.
+
+Pure: views of the sequences and a budget in, a plan out. The rules, in this order:
+
+1. A sequence of a lower class yields while one of a higher class is there, unless it is immune (its task is aged, or it has
+   yielded long enough). Among those that may run, at most `slots` do.
+2. Each that runs and has one token left to compute takes part in the decode batch.
+3. Prompts are computed one after another, FIFO inside a class: eight prompts at once then wait 4.5 prompts on average for
+   their first token, and not eight.
+4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step. A prompt that is short may
+   instead spend the credit that decode steps have earned, and then the decodes sit the step out:
+   bursts of short prompts start quickly, and in the long run prefill still takes no more than its ratio.
+5. No step is planned longer than `step_cap_s`, because cancels and critical jobs wait for its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STEP_CAP_S = 0.1
+CREDIT_CAP_S = 1.0
+LEAST_CHUNK = 4  # tokens: smaller chunks cost more in overhead than they spare in waiting
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the plan needs to know of one sequence."""
+
+    key: int
+    rank: int  # the class
+    order: int  # of admission
+    remaining: int  # tokens to compute before its next token
+    immune: bool = False  # it does not yield
+    waiting: bool = False  # it has lost its KV and there is no room for it yet
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a step may cost."""
+
+    slots: int
+    chunk_limit: int  # tokens a batch can take
+    decode_s: float  # per decode step of the sequences at hand
+    prefill_s: float  # per prompt token
+    prefill_ratio: float
+    credit_s: float
+    step_cap_s: float = STEP_CAP_S
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who takes part in the step, by key. `spent_s` comes off the credit."""
+
+    decode: tuple[int, ...] = ()
+    prefill: tuple[tuple[int, int], ...] = ()  # key, tokens
+    yielding: tuple[int, ...] = ()
+    spent_s: float = 0.0
+
+
+def runnable(views: list[View], slots: int) -> list[View]:
+    """Those that run now, best first: immune ones, then the highest class that is there, FIFO, at most `slots`."""
+    ready = [view for view in views if not view.waiting]
+    if not ready:
+        return []
+    top = max(view.rank for view in ready)
+    able = [view for view in ready if view.immune or view.rank == top]
+    able.sort(key=lambda view: (not view.immune, -view.rank, view.order))
+    return able[:slots]
+
+
+def next_prompt(running: list[View]) -> View | None:
+    """Whose prompt is computed next: the highest class first, FIFO inside it."""
+    prompts = [view for view in running if view.remaining > 1]
+    return min(prompts, key=lambda view: (-view.rank, view.order), default=None)
+
+
+def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
+    """The plan of one step for those that `runnable` chose from `views`."""
+    decode = tuple(view.key for view in running if view.remaining == 1)
+    first = next_prompt(running)
+    chosen = {view.key for view in running}
+    yielding = tuple(view.key for view in views if view.key not in chosen)
+    if first is None:
+        return Plan(decode, (), yielding)
+    whole_s = first.remaining * budget.prefill_s
+    if not decode:
+        return Plan((), (_chunk(first, budget.step_cap_s, budget),), yielding)
+    if whole_s <= budget.credit_s:
+        return Plan((), (_chunk(first, budget.step_cap_s, budget),), yielding, min(whole_s, budget.step_cap_s))
+    allowed_s = min(budget.prefill_ratio * budget.decode_s, budget.step_cap_s)
+    return Plan(decode, (_chunk(first, allowed_s, budget, len(decode)),), yielding)
+
+
+def _chunk(prompt: View, allowed_s: float, budget: Budget, taken: int = 0) -> tuple[int, int]:
+    """As many tokens of the prompt as the allowed time and the batch take. One prompt a step: see rule 3."""
+    tokens = max(LEAST_CHUNK, int(allowed_s / budget.prefill_s))
+    return prompt.key, min(tokens, budget.chunk_limit - taken, prompt.remaining)
+
+
+def earned_s(credit_s: float, plan_: Plan, took_s: float, ratio: float) -> float:
+    """The credit after a step: decoding earns, short prompts spend, and without streams it is full."""
+    if not plan_.decode and not plan_.spent_s:
+        return CREDIT_CAP_S
+    if plan_.prefill:
+        return max(0.0, credit_s - plan_.spent_s)
+    return min(CREDIT_CAP_S, credit_s + ratio * took_s)

@@ -1,0 +1,62 @@
+"""Stage 8 · worker · measure at load what decoding and prefill cost, which warms the caches as well.
+
+Takes about a second at most: a large model is measured with fewer batch sizes, and the rest is learnt on the way.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+
+from metamusesd.engines.llamacpp.native import Context
+from metamusesd.engines.llamacpp.rates import Rates
+
+LIMIT_S = 1.0
+PROMPT_TOKENS = 32
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int) -> None:
+    """Fill `rates` from trial batches; the KV cache is empty before and after."""
+    started = time.perf_counter()
+    _timed(context, 1, 0, vocabulary)
+    measured_s: dict[int, float] = {}
+    for size in SIZES:
+        if size > slots or (measured_s and time.perf_counter() - started > LIMIT_S):
+            break
+        measured_s[size] = statistics.median(_timed(context, size, turn, vocabulary) for turn in range(5))
+    prompt_s = _prompt_s(context, min(PROMPT_TOKENS, context.limit), vocabulary)
+    for sequence in range(slots):
+        context.remove(sequence)
+    rates.calibrate(measured_s, prompt_s, slots)
+
+
+def _timed(context: Context, size: int, position: int, vocabulary: int) -> float:
+    """One token for each of `size` sequences."""
+    for sequence in range(size):
+        context.remove(sequence, position)
+    context.tokens[:size] = np.arange(size) % vocabulary
+    context.positions[:size] = position
+    context.sequences[:size] = np.arange(size)
+    context.wanted[:size] = 1
+    return _decode_s(context, size)
+
+
+def _prompt_s(context: Context, size: int, vocabulary: int) -> float:
+    """The time of one prompt token in a chunk of `size`."""
+    context.remove(0)
+    context.tokens[:size] = np.arange(size) % vocabulary
+    context.positions[:size] = np.arange(size)
+    context.sequences[:size] = 0
+    context.wanted[:size] = 0
+    context.wanted[size - 1] = 1
+    return _decode_s(context, size) / size
+
+
+def _decode_s(context: Context, size: int) -> float:
+    begun = time.perf_counter()
+    if context.decode(size) == 0:
+        context.logits()
+    return time.perf_counter() - begun

@@ -1,0 +1,357 @@
+"""Stage 8 · worker · continuous batching of many sequences in one llama.cpp context.
+
+    step:  who runs?  ─►  known prefix?  ─►  plan  ─►  room in the KV cache?  ─►  decode  ─►  sample  ─►  events
+           batch.py       memory.py         batch.py   memory.py                native.py    sampling.py
+
+Determinism. A draw depends on (seed, position) alone, and greedy decoding on nothing but the logits. The logits themselves depend
+a little on what else is in a batch: llama.cpp picks other kernels for other batch sizes, and float sums then round
+differently (up to 1.1 logits of noise was measured on a 4-bit model). So equal requests give equal tokens when they run in batches
+of equal shape, for instance alone; beside others they may part where two tokens are nearly equally likely. The same
+holds for a prompt whose prefix was computed by another sequence in other chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from metamusesd.engines.base import EngineSpec, EngineStatistics, Event, ModelInfo, Prepared, Task, Token
+from metamusesd.engines.llamacpp import batch
+from metamusesd.engines.llamacpp.calibrate import calibrate
+from metamusesd.engines.llamacpp.memory import Memory
+from metamusesd.engines.llamacpp.native import Context, Model
+from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer
+from metamusesd.engines.llamacpp.rates import Rates
+from metamusesd.engines.llamacpp.sampling import describe, log_probabilities
+from metamusesd.engines.llamacpp.sequence import Sequence, new_sequence
+from metamusesd.errors import EngineFailed, ModelLoadFailed, NoCapacity
+
+BATCH_TOKENS = 512
+CACHED_SEQUENCES = 16
+IDLE_CELLS = 2048
+
+Entry = tuple[Sequence, int]  # a sequence and how many of its tokens go into the batch
+
+
+class LlamaEngine:
+    """See metamusesd/engines/base.py for the contract."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._model = Model(spec)
+        if not self._model.usable:
+            raise ModelLoadFailed(f"{spec.model_path}: {self._model.architecture} does not generate text token by token")
+        context = min(spec.context, self._model.trained_context)
+        shares = self._model.shares_prefixes
+        cached = int(spec.options.get("cached_sequences", CACHED_SEQUENCES)) if shares else 0
+        sequences = spec.slots + spec.reserve_slots + cached
+        limit = max(BATCH_TOKENS, spec.slots)
+        self._context = Context(self._model, spec, cell_count(spec, context), sequences, limit)
+        self._memory = Memory(self._context, sequences, int(spec.options.get("idle_cells", IDLE_CELLS)), shares)
+        self._preparer = Preparer(self._model, spec, context)
+        self._ends = self._model.end_tokens()
+        self._pieces: dict[int, bytes] = {}
+        self._hidden = self._ends | self._structural()
+        self._live: dict[int, Sequence] = {}  # by order of admission
+        self._orders: dict[int, int] = {}  # handle → order
+        self._order = 0
+        self._credit_s = batch.CREDIT_CAP_S
+        self._rates = Rates()
+        self._step_ns = self._hits = self._queries = self._computed = self._generated = 0
+        self.info = self._describe(context, shares)
+        calibrate(self._context, self._rates, spec.slots, self._model.vocabulary)
+
+    def _describe(self, context: int, shares: bool) -> ModelInfo:
+        spec, model = self._spec, self._model
+        return ModelInfo(
+            name=spec.model_name,
+            digest=spec.model_digest,
+            architecture=model.architecture,
+            context=context,
+            slots=spec.slots,
+            reserve_slots=spec.reserve_slots,
+            template_digest=self._preparer.template.digest,
+            vocabulary=model.vocabulary,
+            prefix_reuse=shares,
+        )
+
+    def _structural(self) -> frozenset[int]:
+        """Control tokens that the chat template is made of: never shown, should the model utter one."""
+        source = self._preparer.template.source
+        return frozenset(token for text, token in self._model.control_tokens().items() if text in source)
+
+    def prepare(self, task: Task) -> Prepared:
+        return self._preparer.prepare(task)
+
+    def admit(self, prepared: Prepared) -> None:
+        """Takes no cells that its own class or a higher one has reserved; lower classes would have to give way."""
+        assert isinstance(prepared, LlamaPrepared)
+        rank = int(prepared.task.priority)
+        peers = [other for other in self._live.values() if other.rank >= rank or other.immune]
+        if len(peers) >= self._spec.slots or len(self._live) >= self._spec.slots + self._spec.reserve_slots:
+            raise NoCapacity("every slot is taken", slots=self._spec.slots)
+        holds = [other.hold for other in self._live.values()]
+        shared = self._memory.shared_length(prepared.prompt, holds)
+        reserved = prepared.prompt_tokens + prepared.max_tokens - shared
+        if reserved + sum(other.reserved for other in peers) > self._memory.cells.total:
+            raise NoCapacity("the KV cache has no room", cells=self._memory.cells.total, wanted=reserved)
+        self._order += 1
+        self._live[self._order] = new_sequence(prepared, self._order, self._memory.new_id(), reserved)
+        self._orders[prepared.task.handle] = self._order
+
+    def cancel(self, handle: int) -> bool:
+        order = self._orders.get(handle)
+        if order is None:
+            return False
+        self._leave(self._live[order])
+        return True
+
+    def busy(self) -> bool:
+        return bool(self._live)
+
+    def step(self) -> list[Event]:
+        if not self._live:
+            return []
+        started_ns = time.perf_counter_ns()
+        events: list[Event] = []
+        chosen = self._plan()
+        decodes = [(self._live[key], 1) for key in chosen.decode]
+        prompts = [(self._live[key], count) for key, count in chosen.prefill]
+        if prompts:
+            self._compute(decodes + prompts, events)
+        else:
+            for size in self._rates.split(len(decodes)):
+                self._compute(decodes[:size], events)
+                decodes = decodes[size:]
+        self._learn(chosen, started_ns)
+        return events
+
+    def _plan(self) -> batch.Plan:
+        """Plan until the KV cache has room for the plan: each round evicts one more sequence."""
+        self._readmit()
+        while True:
+            views = [sequence.view() for sequence in self._live.values()]
+            running = batch.runnable(views, self._spec.slots)
+            if self._look_up(batch.next_prompt(running)):
+                continue
+            chosen = batch.plan(running, views, self._budget(running))
+            wanted = len(chosen.decode) + sum(count for _, count in chosen.prefill)
+            if self._memory.make_room(wanted) or not self._evict():
+                return chosen
+
+    def _budget(self, running: list[batch.View]) -> batch.Budget:
+        decodes = sum(view.remaining == 1 for view in running)
+        return batch.Budget(
+            slots=self._spec.slots,
+            chunk_limit=self._context.limit,
+            decode_s=self._rates.decode_cost_s(decodes),
+            prefill_s=self._rates.prefill_s,
+            prefill_ratio=self._spec.prefill_ratio,
+            credit_s=self._credit_s,
+        )
+
+    def _look_up(self, view: batch.View | None) -> bool:
+        """Give the prompt that is next in line the prefix that others hold by now. True if that changed it."""
+        sequence = self._live[view.key] if view is not None else None
+        if sequence is None or sequence.looked_up or sequence.hold.past:
+            return False
+        sequence.looked_up = True
+        length = self._memory.adopt(sequence.hold, (other.hold for other in self._live.values()))
+        if not sequence.begun_ns:
+            sequence.begun_ns = time.perf_counter_ns()
+            sequence.cached = min(length, sequence.prepared.prompt_tokens)
+            self._queries += 1
+            self._hits += length > 0
+        return length > 0
+
+    def _evict(self) -> bool:
+        """Drop the KV of the youngest sequence of the lowest class; it is recomputed when there is room. False: none left."""
+        holding = [sequence for sequence in self._live.values() if sequence.hold.past]
+        if len(holding) < 2:
+            return False
+        victim = min(holding, key=lambda sequence: (sequence.immune, sequence.rank, -sequence.order))
+        self._memory.drop(victim.hold)
+        victim.waiting, victim.looked_up = True, False
+        return True
+
+    def _readmit(self) -> None:
+        """Let sequences that lost their KV run again, best class and oldest first, when their whole length fits."""
+        waiting = [sequence for sequence in self._live.values() if sequence.waiting]
+        if not waiting:
+            return
+        free = self._memory.cells.total - sum(s.most_cells for s in self._live.values() if not s.waiting)
+        waiting.sort(key=lambda sequence: (not sequence.immune, -sequence.rank, sequence.order))
+        for sequence in waiting:
+            free -= sequence.most_cells
+            if free < 0 and len(waiting) < len(self._live):
+                return
+            sequence.waiting = False
+
+    def _compute(self, entries: list[Entry], events: list[Event]) -> None:
+        """Decode one batch and sample a token for each sequence in it that has no token left to compute."""
+        entries = self._decode(entries, events)
+        if not entries:
+            return
+        complete = []
+        for sequence, count in entries:
+            sequence.hold.grow(self._memory.cells.take(count))
+            if not sequence.hold.remaining:
+                complete.append(sequence)
+        if complete:
+            now_ns = time.perf_counter_ns()
+            for row, sequence in zip(self._context.logits(), complete, strict=False):
+                self._sample(sequence, row, events, now_ns)
+
+    def _decode(self, entries: list[Entry], events: list[Event]) -> list[Entry]:
+        """Have llama.cpp compute the entries; those that it did compute come back. Without cells: evict, and try again."""
+        while entries:
+            status = self._context.decode(self._fill(entries))
+            if status == 0:
+                return entries
+            if status == 1 and (self._memory.make_room(self._memory.cells.total) or self._evict()):
+                entries = [(sequence, count) for sequence, count in entries if not sequence.waiting]
+                continue
+            self._fail(entries, status, events)
+            return []
+        return []
+
+    def _fill(self, entries: list[Entry]) -> int:
+        """Write the entries into the batch; its length comes back."""
+        context = self._context
+        start = 0
+        for sequence, count in entries:
+            hold, end = sequence.hold, start + count
+            past = hold.past
+            context.tokens[start:end] = hold.tokens[past : past + count]
+            context.positions[start:end] = np.arange(past, past + count, dtype=np.int32) if count > 1 else past
+            context.sequences[start:end] = hold.seq_id
+            context.wanted[start:end] = 0
+            context.wanted[end - 1] = count == hold.remaining
+            start = end
+        return start
+
+    def _fail(self, entries: list[Entry], status: int, events: list[Event]) -> None:
+        """A decode failed: its sequences end with an error, and so does whoever's KV went with it."""
+        lost = {sequence.order: sequence for sequence, _ in entries}
+        for sequence in self._live.values():
+            if not self._memory.resynchronize(sequence.hold):
+                lost[sequence.order] = sequence
+        error = EngineFailed(f"llama_decode failed with {status}", status=status).to_dict()
+        for sequence in lost.values():
+            events.append(sequence.finished(time.perf_counter_ns(), error=error))
+            self._leave(sequence, keep=False)
+
+    def _sample(self, sequence: Sequence, row: Any, events: list[Event], now_ns: int) -> None:
+        sampler = sequence.sampler
+        if sampler.plain:
+            token, logprobs = int(row.argmax()), None
+        else:
+            raw = row.copy() if sampler.choice.logprobs is not None else row
+            token = sampler.pick(row, sequence.hold.known)
+            logprobs = self._logprobs(raw, token, sampler.choice.logprobs)
+        if token < 0:
+            error = EngineFailed("the grammar allows no token here").to_dict()
+            events.append(sequence.finished(now_ns, error=error))
+            self._leave(sequence)
+        elif token in self._ends and (sampler.grammar is not None or not sequence.prepared.task.request.params.ignore_eos):
+            self._end(sequence, "stop", Token(sequence.handle, sequence.text.finish(), 0), events, now_ns)
+        else:
+            self._take(sequence, token, logprobs, events, now_ns)
+
+    def _take(
+        self, sequence: Sequence, token: int, logprobs: list[Any] | None, events: list[Event], now_ns: int
+    ) -> None:
+        """`token` is the next of `sequence`: note it, show what text there is, and end where it is the last."""
+        sequence.hold.add_token(token)
+        sequence.sampler.accept(token)
+        sequence.generated += 1
+        self._generated += 1
+        first = not sequence.first_ns
+        sequence.first_ns = sequence.first_ns or now_ns
+        event = Token(sequence.handle, sequence.text.feed(self._piece(token)), 1, first, logprobs)
+        if sequence.text.stopped:
+            self._end(sequence, "stop", event, events, now_ns)
+        elif sequence.generated >= sequence.prepared.max_tokens:
+            event.text += sequence.text.finish()
+            self._end(sequence, "length", event, events, now_ns)
+        else:
+            events.append(event)
+
+    def _end(self, sequence: Sequence, reason: str, last: Token, events: list[Event], now_ns: int) -> None:
+        if last.text or last.tokens:
+            events.append(last)
+        events.append(sequence.finished(now_ns, reason))
+        self._leave(sequence)
+
+    def _leave(self, sequence: Sequence, keep: bool = True) -> None:
+        """The sequence is over. Its KV stays for others to begin with, unless `keep` is false."""
+        del self._live[sequence.order]
+        del self._orders[sequence.handle]
+        if keep:
+            self._memory.keep(sequence.hold, [other.hold for other in self._live.values()])
+        else:
+            self._memory.forget(sequence.hold)
+
+    def _piece(self, token: int) -> bytes:
+        """What is shown for a token: nothing for those that the template is made of, their spelling for all others."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = b"" if token in self._hidden else self._model.piece(token)
+        return piece
+
+    def _logprobs(self, row: Any, token: int, most: int | None) -> list[Any] | None:
+        if most is None or token < 0:
+            return None
+        own, best = log_probabilities(row, token, most)
+        names = [(self._model.piece(other).decode("utf-8", "replace"), value) for other, value in best]
+        return [describe(self._model.piece(token).decode("utf-8", "replace"), own, names)]
+
+    def _learn(self, chosen: batch.Plan, started_ns: int) -> None:
+        """Rates, credit, and how long those that yielded have done so."""
+        self._step_ns = time.perf_counter_ns() - started_ns
+        took_s = self._step_ns / 1e9
+        prefilled = sum(count for _, count in chosen.prefill)
+        self._computed += prefilled
+        if prefilled:
+            self._rates.saw_prefill(prefilled, len(chosen.decode), took_s)
+        elif chosen.decode:
+            self._rates.saw_decode(len(chosen.decode), took_s)
+        self._credit_s = batch.earned_s(self._credit_s, chosen, took_s, self._spec.prefill_ratio)
+        for key in chosen.yielding:
+            sequence = self._live.get(key)
+            if sequence is not None:
+                sequence.yielded_s += took_s
+                sequence.immune = sequence.immune or sequence.yielded_s >= self._spec.yield_limit_s
+
+    def statistics(self) -> EngineStatistics:
+        live = self._live.values()
+        running = batch.runnable([sequence.view() for sequence in live], self._spec.slots)
+        return EngineStatistics(
+            slots_used=len(live),
+            preempted=len(live) - len(running),
+            queued_prompt_tokens=sum(s.hold.remaining for s in live if s.hold.remaining > 1),
+            kv_cells=self._memory.cells.total,
+            kv_cells_used=self._memory.cells.used,
+            prefill_rate=1.0 / self._rates.prefill_s,
+            decode_rate=self._rates.tokens_per_s,
+            step_ns=self._step_ns,
+            prefix_hits=self._hits,
+            prefix_queries=self._queries,
+            prompt_tokens=self._computed,
+            generated_tokens=self._generated,
+        )
+
+    def close(self) -> None:
+        self._live.clear()
+        self._orders.clear()
+        self._context.close()
+        self._model.close()
+
+
+def cell_count(spec: EngineSpec, context: int) -> int:
+    """How many cells the KV cache has: as told, else room for one full context and half a thousand tokens a slot."""
+    most = (spec.slots + spec.reserve_slots) * context
+    wanted = spec.kv_cells or min(most, context + 768 * spec.slots)
+    return (max(wanted, context) + 255) // 256 * 256

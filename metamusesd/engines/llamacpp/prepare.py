@@ -1,0 +1,154 @@
+"""Stage 8 · worker · turn a task into tokens and limits, or refuse it. Nothing here touches the KV cache.
+
+May run on another thread while a step computes. Whatever a request can get wrong for this engine is found here: after
+`prepare` a task can only wait for room, run, or fail because the engine does.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from metamusesd.engines.base import EngineSpec, Prepared, Task
+from metamusesd.engines.llamacpp.grammar import GrammarShelf
+from metamusesd.engines.llamacpp.native import Grammar, Model, schema_to_gbnf
+from metamusesd.engines.llamacpp.prompt import PromptTokenizer
+from metamusesd.engines.llamacpp.sampling import Choice
+from metamusesd.engines.llamacpp.template import CHATML, ChatTemplate
+from metamusesd.errors import ContextOverflow, InvalidRequest
+from metamusesd.job import Message, Params
+from metamusesd.prompt import droppable, messages_of, without_oldest
+
+BYTES_A_TOKEN = 32  # more than this on average and the prompt cannot fit: tokenizing megabytes takes seconds
+SPARE_BYTES = 4096
+DEFAULT_TOP_K = 40
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaPrepared(Prepared):
+    """A prepared task with what the step loop needs."""
+
+    prompt: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    choice: Choice = Choice(0.0)
+    grammar: Grammar | None = None
+    stops: tuple[str, ...] = ()
+
+
+class Preparer:
+    """Prepares tasks for one model. Thread-safe."""
+
+    def __init__(self, model: Model, spec: EngineSpec, context: int) -> None:
+        self._model, self._spec, self.context = model, spec, context
+        self.template = ChatTemplate(model.template or CHATML, *model.special_texts())
+        self._tokenizer = PromptTokenizer(model.tokenize, model.control_tokens(), model.bos())
+        self._ends = tuple(sorted(model.end_tokens()))
+        self._grammars = GrammarShelf(schema_to_gbnf, self._exercise, model.grammar)
+
+    def prepare(self, task: Task) -> LlamaPrepared:
+        """Render, tokenize, and check everything that may be refused."""
+        params = task.request.params
+        grammar = self._grammar(params)
+        choice = self._choice(params, grammar is not None)
+        wanted = params.max_tokens or self._spec.default_max_tokens
+        messages = messages_of(task.request)
+        if task.request.truncate == "oldest":
+            prompt = self._fitted(messages, self.context - min(wanted, self.context // 4))
+        else:
+            prompt = self._tokens(messages)
+        room = self.context - len(prompt)
+        if room < 1:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens; the context holds {self.context}, the answer included",
+                prompt_tokens=len(prompt),
+                context=self.context,
+            )
+        ids = np.array(prompt, np.int32)
+        return LlamaPrepared(task, len(ids), min(wanted, room), ids, choice, grammar, tuple(params.stop))
+
+    def _tokens(self, messages: list[Message]) -> list[int]:
+        size = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
+        if size > self.context * BYTES_A_TOKEN + SPARE_BYTES:
+            raise ContextOverflow(
+                f"the prompt has {size} bytes, too many for a context of {self.context} tokens",
+                prompt_bytes=size,
+                context=self.context,
+            )
+        return self._tokenizer.tokens(self.template.render(messages))
+
+    def _fitted(self, messages: list[Message], room: int) -> list[int]:
+        """The prompt with as few of the oldest turns dropped as make it fit into `room` tokens, found by bisection."""
+        counts = [0, *droppable(messages)]
+        low, high = 0, len(counts) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._fits(without_oldest(messages, counts[middle]), room):
+                high = middle
+            else:
+                low = middle + 1
+        return self._tokens(without_oldest(messages, counts[low]))
+
+    def _fits(self, messages: list[Message], room: int) -> bool:
+        try:
+            return len(self._tokens(messages)) <= room
+        except ContextOverflow:
+            return False
+
+    def _grammar(self, params: Params) -> Grammar | None:
+        compiled: Grammar | None = None
+        if params.json_schema is not None:
+            compiled = self._grammars.of_schema(params.json_schema)
+        elif params.grammar is not None:
+            compiled = self._grammars.of_gbnf(params.grammar)
+        return compiled
+
+    def _exercise(self, text: str) -> bool:
+        """In the disposable process: compile the grammar and walk some tokens of it."""
+        grammar = self._model.grammar(text)
+        if grammar is None:
+            return False
+        everything = np.arange(self._model.vocabulary, dtype=np.int32)
+        for turn in range(4):
+            allowed = everything[grammar.allows(everything)]
+            allowed = allowed[~np.isin(allowed, self._ends)]
+            if not len(allowed):
+                break
+            grammar.accept(int(allowed[(turn * 7919) % len(allowed)]))
+        return True
+
+    def _choice(self, params: Params, constrained: bool) -> Choice:
+        spec = self._spec
+        return Choice(
+            temperature=_or(params.temperature, spec.default_temperature),
+            top_p=_or(params.top_p, spec.default_top_p),
+            top_k=_or(params.top_k, DEFAULT_TOP_K),
+            min_p=_or(params.min_p, 0.0),
+            repeat_penalty=_or(params.repeat_penalty, 1.0),
+            presence_penalty=_or(params.presence_penalty, 0.0),
+            frequency_penalty=_or(params.frequency_penalty, 0.0),
+            seed=_or(params.seed, secrets.randbits(32)),
+            bias=self._bias(params.logit_bias or {}),
+            logprobs=params.logprobs,
+            banned=self._ends if params.ignore_eos and not constrained else (),
+        )
+
+    def _bias(self, bias: dict[str, float]) -> dict[int, float]:
+        result: dict[int, float] = {}
+        for text, offset in bias.items():
+            token = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+            if not 0 <= token < self._model.vocabulary:
+                raise InvalidRequest(
+                    "params.logit_bias", f"{text!r} is no token id", f"use ids from 0 to {self._model.vocabulary - 1}"
+                )
+            result[token] = -np.inf if offset <= -100.0 else offset
+        return result
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+

@@ -1,0 +1,80 @@
+"""Stage 8 · worker · one job inside the engine: its tokens, its place in line, its text so far.
+
+A sequence has no phases of its own. What it needs follows from its holder: more than one token without KV is prefill (a new
+prompt, or one whose KV was dropped), exactly one is decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metamusesd.engines.base import Finished
+from metamusesd.engines.llamacpp.batch import View
+from metamusesd.engines.llamacpp.kv import Holder
+from metamusesd.engines.llamacpp.prepare import LlamaPrepared
+from metamusesd.engines.llamacpp.sampling import Sampler
+from metamusesd.engines.llamacpp.text import TextStream
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Mutated by the step thread only. Times are monotonic nanoseconds, 0: not yet."""
+
+    prepared: LlamaPrepared
+    order: int
+    hold: Holder
+    reserved: int  # cells that its admission has set aside
+    sampler: Sampler
+    text: TextStream
+    looked_up: bool = False  # for a prefix that others hold
+    cached: int = 0
+    generated: int = 0
+    yielded_s: float = 0.0
+    immune: bool = False
+    waiting: bool = False
+    begun_ns: int = 0
+    first_ns: int = 0
+
+    @property
+    def handle(self) -> int:
+        return self.prepared.task.handle
+
+    @property
+    def rank(self) -> int:
+        return int(self.prepared.task.priority)
+
+    @property
+    def most_cells(self) -> int:
+        """What it will hold at its end at most."""
+        return self.prepared.prompt_tokens + self.prepared.max_tokens
+
+    def view(self) -> View:
+        return View(self.order, self.rank, self.order, self.hold.remaining, self.immune, self.waiting)
+
+    def finished(self, now_ns: int, reason: str = "", error: dict[str, object] | None = None) -> Finished:
+        """The last event."""
+        first_ns = self.first_ns or now_ns
+        return Finished(
+            self.handle,
+            reason,
+            error,
+            prompt_tokens=self.prepared.prompt_tokens,
+            completion_tokens=self.generated,
+            cached_tokens=self.cached,
+            prefill_ms=(first_ns - (self.begun_ns or first_ns)) / 1e6,
+            decode_ms=(now_ns - first_ns) / 1e6,
+        )
+
+
+def new_sequence(prepared: LlamaPrepared, order: int, seq_id: int, reserved: int) -> Sequence:
+    """A sequence at its beginning."""
+    grammar = prepared.grammar.clone() if prepared.grammar is not None else None
+    return Sequence(
+        prepared=prepared,
+        order=order,
+        hold=Holder(seq_id, prepared.prompt, prepared.max_tokens),
+        reserved=reserved,
+        sampler=Sampler(prepared.choice, prepared.prompt, grammar),
+        text=TextStream(list(prepared.stops)),
+        immune=prepared.task.aged,
+    )
