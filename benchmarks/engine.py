@@ -44,12 +44,12 @@ class Bench:
         return self.build.name if self.build else "llama-server"
 
     @asynccontextmanager
-    async def ours(self, layout: Layout) -> AsyncIterator[OurServer | None]:
+    async def ours(self, layout: Layout, model: Path | None = None) -> AsyncIterator[OurServer | None]:
         """Our daemon, warmed up; None when only the other side is asked for."""
         if self.only == "yardstick":
             yield None
             return
-        async with run_ours(self.model, self.cores, layout) as server:
+        async with run_ours(model or self.model, self.cores, layout) as server:
             await self._warm_up(server, layout.workers * layout.slots)
             yield server
 

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from benchmarks import engine_latency, engine_memory
+from benchmarks import engine_latency, engine_model
 from benchmarks.engine import Bench
 from benchmarks.load import Load, Server, Style, closed_loop
+from benchmarks.machine import pinned
 from benchmarks.ours import Layout
 from benchmarks.report import compare
 
@@ -55,7 +56,7 @@ async def busy_neighbour(bench: Bench) -> None:
             context = bench.yardstick(8, CONTEXT_TOKENS, threads=threads, environment=environment, label=label)
             servers.append(await stack.enter_async_context(context))
         with _spinner(bench.cores[-1]):
-            loads = await _loads(bench, servers, 8)
+            loads = await _loads(bench, servers, 8, each=1)  # the server's default may fall to 5 tokens/s
     rates = [[None if load is None else load.tokens_per_s for load in turn] for turn in loads]
     name = bench.yardstick_name
     against = [(1, f"{name}, its default", ">= 2.0"), (2, f"{name}, OMP passive", None), (3, f"{name}, -t 1", None)]
@@ -89,10 +90,10 @@ async def styles(bench: Bench) -> None:
 
 
 async def _loads(
-    bench: Bench, servers: list[Server | None], concurrency: int, style: Style = "greedy"
+    bench: Bench, servers: list[Server | None], concurrency: int, style: Style = "greedy", each: int = 3
 ) -> list[list[Load | None]]:
     """A closed loop on each server, round by round; within a round all get the same prompts, never used again."""
-    each = 1 if bench.quick else 5 if concurrency == 1 else 3
+    each = 1 if bench.quick else 5 if concurrency == 1 else each
     tokens = 48 if bench.quick else OUTPUT_TOKENS
     asks = [bench.prompts.asks(concurrency * each, tokens, style=style) for _ in range(bench.rounds)]
 
@@ -129,7 +130,7 @@ class _spinner:
     """A process that burns one core while the block runs."""
 
     def __init__(self, core: int) -> None:
-        self._command = ["taskset", "-c", str(core), sys.executable, "-c", SPIN]
+        self._command = pinned([core], [sys.executable, "-c", SPIN])
 
     def __enter__(self) -> None:
         self._child = subprocess.Popen(self._command)
@@ -146,5 +147,6 @@ CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "persona": engine_latency.persona,
     "long-prompt": engine_latency.long_prompt,
     "critical": engine_latency.critical,
-    "memory": engine_memory.second_worker,
+    "memory": engine_model.second_worker,
+    "derived": engine_model.derived,
 }

@@ -1,4 +1,4 @@
-"""Engine benchmark · bench process · what a second worker of the same model costs in proportional memory (PSS)."""
+"""Engine benchmark · bench process · cases about the model file: a second worker's memory, a faster format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from benchmarks.engine import Bench
 from benchmarks.load import closed_loop
 from benchmarks.machine import pss_bytes
 from benchmarks.ours import Layout, OurServer
-from benchmarks.report import absolute
+from benchmarks.report import absolute, compare
+from metamusesd import gguf
 
 ALLOWED_MIB = 80
 CONTEXT_TOKENS = 1024
@@ -30,17 +31,37 @@ async def second_worker(bench: Bench) -> None:
         bench.report.rows.append(absolute("PSS of a second worker", case, "MiB", added, bar=f"<= {limit:.0f}"))
 
 
+async def derived(bench: Bench) -> None:
+    """Output rate with each requantized file that lies beside the model, against the model as it came."""
+    family = bench.model.name.split(".")[0]
+    layout = Layout(workers=len(bench.cores), slots=8, context_tokens=512)
+    for path in sorted(bench.model.parent.glob(f"{family}.*.gguf")):
+        if path == bench.model or bench.only == "yardstick":
+            continue
+        rounds = []
+        for _ in range(bench.rounds):
+            rounds.append((await _rate(bench, layout, path), await _rate(bench, layout, bench.model)))
+        case = f"8 concurrent, {path.name}"
+        row = compare("output rate", case, "tok/s", rounds, against=f"metamusesd, {bench.model.name}")
+        bench.report.rows.append(row)
+
+
+async def _rate(bench: Bench, layout: Layout, model: Path) -> float | None:
+    async with bench.ours(layout, model) as ours:
+        if ours is None:
+            return None
+        load = await closed_loop(ours, bench.prompts.asks(8 if bench.quick else 24, 48), 8)
+        return load.tokens_per_s
+
+
 def kv_mib(model: Path, cells: int) -> float:
     """The size of the KV cache of so many tokens, K and V in half precision."""
-    import llama_cpp
-
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    handle = llama_cpp.llama_model_load_from_file(str(model).encode(), params)
-    embedding = llama_cpp.llama_model_n_embd(handle) // llama_cpp.llama_model_n_head(handle)
-    values = llama_cpp.llama_model_n_layer(handle) * llama_cpp.llama_model_n_head_kv(handle) * embedding
-    llama_cpp.llama_model_free(handle)
-    return float(cells * values * 2 * 2) / MIB
+    header = gguf.read_header(model)
+    layers, width, heads, kv_heads = (
+        int(header.of_architecture(key) or 0)
+        for key in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
+    )
+    return cells * layers * (width // heads) * kv_heads * 2 * 2 / MIB
 
 
 async def _pss_mib(bench: Bench, layout: Layout) -> float | None:

@@ -7,7 +7,6 @@ events. The answer cache and coalescing are off in every request.
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.load import JSON_SCHEMA, Ask, Sample
-from benchmarks.machine import descendants
+from benchmarks.machine import descendants, pinned
 from metamusesd import config
 from metamusesd.job import CachePolicy, InferenceRequest, Message, Params, Result, decode_result
 
@@ -117,10 +116,10 @@ async def run_ours(model: Path, cores: list[int], layout: Layout) -> AsyncIterat
     with tempfile.TemporaryDirectory(prefix="mm-") as state:
         path = Path(state) / "bench.toml"
         path.write_text(_config(model, cores, layout, state))
-        command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "metamusesd", "run"]
+        command = pinned(cores, [sys.executable, "-m", "metamusesd", "run", "--config", str(path)])
         log = Path(state) / "log"
         with log.open("wb") as output:
-            child = subprocess.Popen([*command, "--config", str(path)], stdout=output, stderr=output, env=os.environ)
+            child = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             await _until_ready(child, config.load(path, environ={}).health_socket, log)
             async with Client.from_env(path, environ={}) as client:

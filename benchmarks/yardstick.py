@@ -23,6 +23,7 @@ import msgspec
 
 from benchmarks.llama_server import Build
 from benchmarks.load import JSON_SCHEMA, Ask, Sample
+from benchmarks.machine import pinned
 
 START_TIMEOUT_S = 60.0
 CHAINS: dict[str, dict[str, Any]] = {
@@ -99,12 +100,7 @@ async def run_llama_server(
 ) -> AsyncIterator[LlamaServer]:
     """Start a server on `cores`, wait until it is healthy, end it afterwards. `threads` None: the server's default."""
     port = _free_port()
-    command = [
-        "taskset",
-        "-c",
-        ",".join(map(str, cores)),
-        *_command(build, model, port, slots, context_tokens, threads),
-    ]
+    command = pinned(cores, _command(build, model, port, slots, context_tokens, threads))
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
         try:
