@@ -32,7 +32,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
     fetch.add_argument(
         "--derive", default="none", choices=DERIVED,
-        help="requantize the demo model as well; auto: to what is fastest here with perplexity within 2 %% (default: none)",
+        help="also requantize the demo model; auto: the fastest format with perplexity within 2 %% (default: none)",
     )  # fmt: skip
     inspect.add_argument("file", help="a path, or a name inside the models directory")
 

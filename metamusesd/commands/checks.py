@@ -1,0 +1,121 @@
+"""Stage 0 · command line · what `check` looks at beyond the configuration's own rules: files, engines, cores, Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from metamusesd import config as configuration
+from metamusesd.config import EMBEDDED, Config, Model
+from metamusesd.errors import ConfigError, MetamusesdError, QueueRefused, QueueUnavailable
+from metamusesd.gguf import read_header
+from metamusesd.models import digest_of
+
+ENGINE_MODULES = {"llamacpp": "llama_cpp", "mistralrs": "mistralrs"}
+REDIS_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: something that is right, or a mistake with its remedy."""
+
+    text: str
+    wrong: bool = False
+
+
+def all_checks(config: Config) -> Iterator[Finding]:
+    """Changes nothing but the remembered digests of model files, which it may have to hash."""
+    yield Finding(f"configuration: {config.source}")
+    yield from _models(config)
+    yield from _placement(config)
+    yield from _redis(config)
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    for line in configuration.missing_models(config):
+        yield Finding(line, wrong=True)
+    for name in dict.fromkeys(tier.model for tier in config.enabled_tiers().values()):
+        model = config.models[name]
+        engine = "llamacpp" if model.engine == "auto" else model.engine
+        if (module := ENGINE_MODULES.get(engine)) and importlib.util.find_spec(module) is None:
+            yield Finding(
+                f"models.{name}.engine: {engine} is not installed; run `pip install 'metamusesd[{engine}]'`", wrong=True
+            )
+        if engine != "echo" and config.model_path(model).is_file():
+            yield _file(config, name, model)
+
+
+def _file(config: Config, name: str, model: Model) -> Finding:
+    path = config.model_path(model)
+    try:
+        header, digest = read_header(path), digest_of(path)
+    except MetamusesdError as error:
+        return Finding(f"models.{name}.file: {error.message}; fetch it again or name another file", wrong=True)
+    if model.digest and model.digest != digest:
+        return Finding(
+            f"models.{name}.digest: {path} has {digest}, the configuration says {model.digest}; "
+            "correct the digest or bring the right file",
+            wrong=True,
+        )
+    trained = header.of_architecture("context_length")
+    if isinstance(trained, int) and model.context > trained:
+        return Finding(
+            f"models.{name}.context: {model.context} is too large; the model was made for {trained}", wrong=True
+        )
+    return Finding(
+        f"models.{name}: {path.name}, {header.architecture} {header.parameters / 1e6:.0f} M {header.quantization}, "
+        f"context {model.context}, {digest[:19]}…"
+    )
+
+
+def _placement(config: Config) -> Iterator[Finding]:
+    from metamusesd.supervisor.cpus import usable_cores
+    from metamusesd.supervisor.placement import place
+
+    sizes = {name: _size(config.model_path(model)) for name, model in config.models.items() if model.file}
+    try:
+        placement = place(config, usable_cores(), sizes)
+    except ConfigError as error:
+        yield from (Finding(mistake, wrong=True) for mistake in error.mistakes)
+        return
+    yield from (Finding(reason) for reason in placement.reasons)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _redis(config: Config) -> Iterator[Finding]:
+    """The server that is configured; one that is not reachable now is no mistake, the daemon waits for it."""
+    if config.redis.url == EMBEDDED:
+        from metamusesd.supervisor.redis_server import describe, find_program
+
+        try:
+            yield Finding(f"redis: embedded, {describe(find_program(config))}")
+        except ConfigError as error:
+            yield Finding(error.message, wrong=True)
+        return
+    try:
+        asyncio.run(_ask_redis(config))
+        yield Finding("redis: reachable, and it keeps what it is given")
+    except (QueueRefused, ConfigError) as error:
+        yield Finding(f"redis.url: {error.message}", wrong=True)
+    except QueueUnavailable as error:
+        yield Finding(f"redis: not reachable now ({error.message}); the daemon will wait for it")
+
+
+async def _ask_redis(config: Config) -> None:
+    from metamusesd.queues.base import Limits
+    from metamusesd.queues.redis_queue import RedisQueue
+
+    queue = RedisQueue(config.redis_url, config.redis.prefix, Limits())
+    try:
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            await queue.open()
+    except TimeoutError:
+        raise QueueUnavailable(f"no answer within {REDIS_TIMEOUT_S:g} s") from None
+    finally:
+        await queue.close()

@@ -1,0 +1,146 @@
+"""metamusesd.config and etc/metamusesd.toml."""
+
+import re
+import tomllib
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+
+import pytest
+
+from metamusesd import config
+from metamusesd.config import SECTIONS, TABLES, Config, load
+from metamusesd.errors import ConfigError
+
+SAMPLE = Path(__file__).parents[2] / "etc" / "metamusesd.toml"
+
+
+def mistakes_of(text: str, tmp_path: Path, **environ: str) -> list[str]:
+    path = tmp_path / "metamusesd.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ=environ)
+    return caught.value.mistakes
+
+
+def uncommented() -> str:
+    return re.sub(r"(?m)^#: ", "", SAMPLE.read_text("utf-8"))
+
+
+def test_sample_as_shipped_is_the_default(tmp_path: Path) -> None:
+    """The sample, used as it is, configures exactly what no file at all configures."""
+    assert replace(load(SAMPLE, environ={}), source="") == replace(Config(), source="")
+
+
+def test_sample_names_every_option_with_its_default(tmp_path: Path) -> None:
+    """Every option of every section stands in the sample, uncommented it still means the default, and nothing else does."""
+    data = tomllib.loads(uncommented())
+    shown = {**{name: data[name] for name in SECTIONS}, "models": data["models"]["smollm2"], "tiers": data["tiers"]["fast"]}
+    for name, kind in {**SECTIONS, **TABLES}.items():
+        assert set(shown[name]) == {spec.name for spec in fields(kind)}, name
+    path = tmp_path / "all.toml"
+    path.write_text(uncommented())
+    assert replace(load(path, environ={}), source="") == replace(Config(), source="")
+
+
+def test_sample_examples_are_valid(tmp_path: Path) -> None:
+    """The commented models and tiers of the former service are valid when they are taken in."""
+    start = uncommented().index("# [models.qwen-1b]")
+    text = uncommented()[:start] + re.sub(r"(?m)^# ?", "", uncommented()[start:])
+    path = tmp_path / "examples.toml"
+    path.write_text(text)
+    loaded = load(path, environ={})
+    assert list(loaded.enabled_tiers()) == ["fast", "medium", "heavy", "code"]
+    assert loaded.models["qwen-7b"].context == 131072
+
+
+def test_every_option_is_documented_and_has_a_default() -> None:
+    """No option without a default; bounds contain the default."""
+    for kind in (*SECTIONS.values(), *TABLES.values()):
+        for spec in fields(kind):
+            default = spec.default if spec.default is not MISSING else spec.default_factory()  # type: ignore[misc]
+            least, most = spec.metadata["least"], spec.metadata["most"]
+            if isinstance(default, int | float) and not isinstance(default, bool) and default != -1:
+                assert (least is None or default >= least) and (most is None or default <= most), spec.name
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "remedy"),
+    [
+        ("[daemon]\ndrain = 3", "daemon.drain:", "unknown key"),
+        ("[demon]\n", "demon:", "unknown section"),
+        ("daemon = 3", "daemon:", "write [daemon]"),
+        ("[daemon]\ndrain_s = -1", "daemon.drain_s:", "at least 0"),
+        ("[daemon]\ndrain_s = 1e9", "daemon.drain_s:", "at most"),
+        ("[daemon]\ndrain_s = '3'", "daemon.drain_s:", "give a float"),
+        ("[daemon]\nrestart_limit = true", "daemon.restart_limit:", "give a int"),
+        ("[redis]\nappendfsync = 'sometimes'", "redis.appendfsync:", "use one of"),
+        ("[redis]\nurl = 'localhost:6379'", "redis.url:", "redis://"),
+        ("[tiers.huge]\nmodel = 'smollm2'", "tiers.huge:", "use one of"),
+        ("[tiers.fast]\nmodel = 'gpt'", "tiers.fast.model:", "add [models.gpt]"),
+        ("[tiers.fast]\nmodel = 'smollm2'\nworkers = 'many'", "tiers.fast.workers:", "`auto` or a number"),
+        ("[tiers.fast]\nmodel = 'smollm2'\nworkers = 0", "tiers.fast.workers:", "at least 1"),
+        ("[tiers.fast]\nmodel = 'smollm2'\nenabled = false", "tiers:", "enable one"),
+        ("[models.a]\nengine = 'llamacpp'", "models.a.file:", "name a GGUF file"),
+        ("[models]\na = 3", "models.a:", "write [models.a]"),
+        ("[daemon", "metamusesd.toml:", "is not TOML"),
+    ],
+)
+def test_mistakes_name_key_and_remedy(text: str, named: str, remedy: str, tmp_path: Path) -> None:
+    """Each mistake is one line that names the key and says what would be right."""
+    (line,) = [line for line in mistakes_of(text, tmp_path) if named in line]
+    assert remedy in line
+    assert "\n" not in line
+
+
+def test_all_mistakes_come_together(tmp_path: Path) -> None:
+    """Three mistakes in three sections are three lines."""
+    assert len(mistakes_of("[daemon]\nx = 1\n[redis]\ny = 2\n[log]\nlevel = 'loud'", tmp_path)) == 3
+
+
+def test_unreadable_file_is_one_line(tmp_path: Path) -> None:
+    """A file that is not there, or is not text, is a mistake like any other."""
+    with pytest.raises(ConfigError, match=r"cannot be read"):
+        load(tmp_path / "none.toml", environ={})
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"cannot be read"):
+        load(tmp_path / "binary.toml", environ={})
+
+
+def test_environment_overrides_file_and_flags_override_both(tmp_path: Path) -> None:
+    """File, then the former service's variables, then METAMUSESD_SECTION__KEY, then flags."""
+    path = tmp_path / "m.toml"
+    path.write_text("[redis]\nurl = 'redis://file'\nprefix = 'file'\n[queue]\nmax_jobs = 5")
+    environ = {"REDIS_URL": "redis://environment", "METAMUSESD_QUEUE__MAX_JOBS": "7", "FAST_TIER_WORKERS": "10"}
+    loaded = load(path, environ=environ, overrides={"redis.url": "redis://flag", "daemon.drain_s": "3"})
+    assert loaded.redis.url == "redis://flag"
+    assert loaded.redis.prefix == "file"
+    assert loaded.queue.max_jobs == 7
+    assert loaded.tiers["fast"].concurrency == 10
+    assert loaded.daemon.drain_s == 3.0
+
+
+def test_former_service_may_enable_tiers_it_never_had(tmp_path: Path) -> None:
+    """ENABLE_HEAVY_TIER=true without a heavy model says what to add; without any file it is no mistake."""
+    assert load(None, environ={"ENABLE_MEDIUM_TIER": "true", "MEDIUM_TIER_WORKERS": "5"}).enabled_tiers().keys() == {"fast"}
+    (line,) = mistakes_of("[tiers.fast]\nmodel = 'smollm2'", tmp_path, ENABLE_HEAVY_TIER="true")
+    assert "add [tiers.heavy]" in line
+
+
+def test_long_runtime_directory_is_refused_before_any_socket_fails(tmp_path: Path) -> None:
+    """A socket path over 107 bytes is a mistake of the configuration, not a failure at start."""
+    (line,) = mistakes_of(f"[daemon]\nruntime_dir = '/{'r' * 120}'", tmp_path)
+    assert line.startswith("daemon.runtime_dir:")
+
+
+def test_secrets_are_not_shown() -> None:
+    """The Redis URL may carry a password; it never appears in a repr."""
+    assert "hunter2" not in repr(load(None, environ={"REDIS_URL": "redis://:hunter2@host"}))
+
+
+def test_missing_models_are_named_with_the_remedy(tmp_path: Path) -> None:
+    """A model file that is not there is one line that says how to bring it."""
+    loaded = load(None, environ={"MODELS_DIR": str(tmp_path)})
+    (line,) = config.missing_models(loaded)
+    assert "metamusesd models fetch" in line
+    (tmp_path / config.DEMO_MODEL).touch()
+    assert config.missing_models(loaded) == []
