@@ -1,0 +1,1 @@
+"""Queue benchmark: each system behind the same small interface; see drive.py."""
