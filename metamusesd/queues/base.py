@@ -8,7 +8,7 @@ that changes state is one Lua call, see queues/lua/) and `memory` (the fake of t
 
 **The claim token is the fence.** Every claim mints one (`<nonce>:<n>`); renew, append, settle and requeue name it, and
 a call with an old token changes nothing and gets the verdict `lost`. All calls are idempotent: the same call again,
-after a lost reply, gets the same answer. All times in and out are milliseconds of the Redis server's clock, all durations
+after a lost reply, gets the same answer. All times are milliseconds of the Redis server's clock, all durations
 say their unit.
 
 Every method raises QueueUnavailable when Redis cannot be asked; nothing else of the vendor's escapes.

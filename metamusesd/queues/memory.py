@@ -1,0 +1,282 @@
+"""Stages 1, 2, 9, 10 · tests · the job queue without Redis: the same answers as lua/, in one process, without I/O.
+
+Each method of `MemoryQueue` mirrors the script of its name, and the contract suite holds the two together. Time comes
+from `now_ms`, so that a unit test can turn the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from metamusesd.errors import IdConflict, InvalidRequest, QueueFull
+from metamusesd.job import TERMINAL
+from metamusesd.queues.base import (
+    INGRESS,
+    Append,
+    Claim,
+    Depth,
+    Host,
+    JobEvent,
+    JobView,
+    Limits,
+    Reaped,
+    Receipt,
+    Requeue,
+    Routed,
+    Settlement,
+    Submission,
+    Suspect,
+    Verdict,
+    Want,
+    receipt,
+)
+from metamusesd.queues.memory_store import Job, Store, check
+
+DEFAULTS = Limits()
+
+
+class MemoryQueue:
+    """Implements base.Queue for one event loop. `now_ms` is the server's clock."""
+
+    def __init__(
+        self, limits: Limits = DEFAULTS, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    ) -> None:
+        self._store = Store(limits, now_ms)
+        self._claimed: dict[str, tuple[str, list[str]]] = {}
+        self.hosts: dict[str, tuple[Host, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<MemoryQueue {len(self._store.jobs)} jobs>"
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    # producers
+
+    async def submit(self, jobs: Sequence[Submission]) -> list[Receipt | QueueFull | IdConflict]:
+        """See base.Queue and lua/submit.lua."""
+        for job in jobs:
+            check(job)
+        answers = [receipt(*self._store.accept(job)) for job in jobs]
+        if any(isinstance(answer, Receipt) and not answer.duplicate for answer in answers):
+            self._store.arm(INGRESS)
+        return answers
+
+    async def cancel(self, id: str) -> str:
+        """See base.Queue and lua/cancel.lua."""
+        job = self._store.get(id)
+        if job is None:
+            return "gone"
+        if job.state not in TERMINAL:
+            self._store.fail(job, "cancelled")
+        return job.state
+
+    async def view(self, id: str) -> JobView | None:
+        """See base.Queue."""
+        job = self._store.get(id)
+        if job is None:
+            return None
+        sent = job.submission
+        return JobView(
+            id, job.state, sent.priority, job.attempt, job.crashes, sent.tenant, job.submitted_ms, job.route, job.owner,
+            job.body,
+        )  # fmt: skip
+
+    async def result(self, id: str) -> bytes | None:
+        """See base.Queue."""
+        job = self._store.get(id)
+        return job.result if job else None
+
+    async def events(self, id: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
+        """See base.Queue."""
+        return await self._store.read(f"events:{id}", after, block_ms)
+
+    async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
+        """See base.Queue."""
+        return await self._store.read(f"mail:{name}", after, block_ms)
+
+    async def depths(self, queues: Sequence[str]) -> list[Depth]:
+        """See base.Queue."""
+        return [self._store.depth(queue) for queue in queues]
+
+    # the dispatcher
+
+    async def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
+        """See base.Queue."""
+        if not await self._store.until(lambda: bool(self._store.markers.intersection(queues)), timeout_s):
+            return False
+        self._store.markers.discard(next(queue for queue in queues if queue in self._store.markers))
+        return True
+
+    async def claim(
+        self, owner: str, nonce: str, wants: Sequence[Want], routed: Sequence[Routed] = (), *, lease_ms: int
+    ) -> list[Claim]:
+        """See base.Queue and lua/claim.lua."""
+        last_nonce, last_ids = self._claimed.get(owner, ("", []))
+        if last_nonce == nonce:
+            return [self._report(job) for job in self._still_held(nonce, last_ids)]
+        for move in routed:
+            self._route(move)
+        taken: list[Job] = []
+        for want in wants:
+            self._take_from(want, owner, nonce, lease_ms, taken)
+        self._store.disarm_empty()
+        if taken:
+            self._claimed[owner] = (nonce, [job.submission.id for job in taken])
+        return [self._report(job) for job in taken]
+
+    async def renew(self, held: Sequence[tuple[str, str]], *, lease_ms: int) -> list[Verdict]:
+        """See base.Queue and lua/renew.lua."""
+        return [self._renew(id, token, lease_ms) for id, token in held]
+
+    async def append(self, pieces: Sequence[Append]) -> list[Verdict]:
+        """See base.Queue and lua/append.lua."""
+        return [self._append(piece) for piece in pieces]
+
+    async def settle(self, ends: Sequence[Settlement]) -> list[Verdict]:
+        """See base.Queue and lua/settle.lua."""
+        for end in ends:
+            if end.state not in TERMINAL:
+                raise InvalidRequest("state", "not terminal", "give done, failed, cancelled, …")
+        return [self._settle(end) for end in ends]
+
+    async def requeue(self, jobs: Sequence[Requeue]) -> list[Verdict]:
+        """See base.Queue and lua/requeue.lua."""
+        return [self._requeue(job) for job in jobs]
+
+    async def reap(self, owner: str, suspects: Sequence[Suspect] = (), *, takeover: bool = False) -> Reaped:
+        """See base.Queue and lua/reap.lua."""
+        now, live = self._store.now_ms(), [job for job in self._store.jobs.values() if job.state not in TERMINAL]
+        requeued: list[str] = []
+        expired: list[str] = []
+        instance = owner.rpartition(":")[0]
+        for job in live:
+            if takeover and job.owner != owner and job.owner.rpartition(":")[0] == instance and job.state == "running":
+                self._release(job, "dispatcher_restarted", requeued, expired)
+        for job in live:
+            if job.state not in TERMINAL and self._store.overdue(job):
+                expired.append(job.submission.id)
+                self._store.fail(job, "expired")
+        woken = [job for job in live if job.state == "delayed" and job.due_ms <= now]
+        for job in woken:
+            self._store.put_back(job)
+        doubted = self._sweep_leases(live, set(suspects), requeued, expired)
+        return Reaped(tuple(doubted), tuple(requeued), tuple(expired), tuple(job.submission.id for job in woken))
+
+    async def announce(self, host: Host, ttl_s: float) -> None:
+        """See base.Queue."""
+        self.hosts[host.owner] = (host, self._store.now_ms() + round(ttl_s * 1000))
+
+    # one entry of a call
+
+    def _still_held(self, nonce: str, ids: list[str]) -> Iterable[Job]:
+        for i, id in enumerate(ids, 1):
+            job, _ = self._store.held(id, f"{nonce}:{i}")
+            if job:
+                yield job
+
+    def _route(self, move: Routed) -> None:
+        job, _ = self._store.held(move.id, move.token)
+        if job and move.tiers:
+            job.tiers, job.route = move.tiers, move.route
+            self._store.put_back(job)
+
+    def _take_from(self, want: Want, owner: str, nonce: str, lease_ms: int, taken: list[Job]) -> None:
+        count = want.count
+        for job in self._store.waiting(want.queue):
+            if count == 0 or job.submission.priority < want.floor:
+                break
+            if self._store.overdue(job):
+                self._store.fail(job, "expired")
+                continue
+            self._take(job, want.queue, owner, f"{nonce}:{len(taken) + 1}", lease_ms)
+            taken.append(job)
+            count -= 1
+        if count == 0 < want.count:
+            self._store.arm(want.queue)
+
+    def _take(self, job: Job, queue: str, owner: str, token: str, lease_ms: int) -> None:
+        job.state, job.token, job.owner, job.queue = "running", token, owner, queue
+        job.claimed_ms = self._store.now_ms()
+        job.lease_end_ms = job.claimed_ms + lease_ms
+        job.started = queue != INGRESS
+        if job.started:
+            self._store.emit(job, "started")
+
+    def _report(self, job: Job) -> Claim:
+        sent = job.submission
+        return Claim(
+            sent.id, job.token, job.queue, sent.priority, job.attempt, job.crashes, job.body,
+            b"" if job.queue == INGRESS else job.route, sent.tenant, sent.stream, job.submitted_ms, job.deadline_ms,
+            job.claimed_ms,
+        )  # fmt: skip
+
+    def _renew(self, id: str, token: str, lease_ms: int) -> Verdict:
+        job, verdict = self._store.held(id, token)
+        if job:
+            job.lease_end_ms = self._store.now_ms() + lease_ms
+            return Verdict.EXPIRED if self._store.overdue(job) else verdict
+        return verdict
+
+    def _append(self, piece: Append) -> Verdict:
+        job, verdict = self._store.held(piece.id, piece.token)
+        if job is None:
+            return verdict
+        if self._store.overdue(job):
+            return Verdict.EXPIRED
+        if piece.offset > job.written:
+            return Verdict.LOST
+        fresh = piece.text[job.written - piece.offset :]
+        if fresh:
+            offset, job.written = job.written, job.written + len(fresh)
+            self._store.emit(job, "token", offset=offset, text=fresh, tokens=piece.tokens)
+        return Verdict.OK
+
+    def _settle(self, end: Settlement) -> Verdict:
+        job, verdict = self._store.held(end.id, end.token)
+        if job:
+            self._store.finish(job, end.state, end.result)
+            return Verdict.OK
+        ended = self._store.get(end.id)
+        return Verdict.OK if ended and ended.token == end.token and ended.state == end.state else verdict
+
+    def _requeue(self, back: Requeue) -> Verdict:
+        job, verdict = self._store.held(back.id, back.token)
+        if job is None:
+            ended = self._store.get(back.id)
+            before = ended and (ended.back == back.token or (ended.state == "dead" and ended.token == back.token))
+            return Verdict.OK if before and ended and ended.state not in ("cancelled", "expired") else verdict
+        job.crashes += back.crashed
+        if back.crashed and job.crashes >= self._store.limits.max_crashes:
+            self._store.fail(job, "dead")
+            return Verdict.OK
+        job.attempt += back.crashed or back.burn
+        job.tiers = () if back.reroute else job.tiers
+        self._store.give_back(job, back.reason, back.delay_ms)
+        return Verdict.OK
+
+    def _release(self, job: Job, reason: str, requeued: list[str], expired: list[str]) -> None:
+        if self._store.overdue(job):
+            expired.append(job.submission.id)
+            self._store.fail(job, "expired")
+        else:
+            requeued.append(job.submission.id)
+            self._store.give_back(job, reason)
+
+    def _sweep_leases(
+        self, live: list[Job], suspects: set[Suspect], requeued: list[str], expired: list[str]
+    ) -> list[Suspect]:
+        doubted = []
+        for job in live:
+            if job.state != "running" or job.lease_end_ms > self._store.now_ms():
+                continue
+            suspect = Suspect(job.submission.id, job.lease_end_ms)
+            if suspect in suspects:
+                self._release(job, "lease_expired", requeued, expired)
+            else:
+                doubted.append(suspect)
+        return doubted

@@ -1,0 +1,228 @@
+"""Stages 1, 2, 9, 10 · tests · what MemoryQueue keeps: jobs, streams, markers, and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from metamusesd.errors import InvalidRequest
+from metamusesd.job import MAX_BODY_BYTES, TERMINAL, Result, encode_result
+from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, JobEvent, Limits, Submission, Verdict
+
+DEAD_TTL_MS = 86_400_000
+MESSAGES = {
+    "cancelled": "The job was cancelled.",
+    "expired": "The job's deadline passed.",
+    "dead": "The job was quarantined, because processes crashed under it.",
+}
+
+
+@dataclass(slots=True)
+class Job:
+    """The hash of one job."""
+
+    submission: Submission
+    score: int
+    submitted_ms: int
+    deadline_ms: int
+    boxes: list[str]
+    state: str = "queued"
+    token: str = ""
+    back: str = ""
+    owner: str = ""
+    queue: str = INGRESS
+    tiers: tuple[str, ...] = ()
+    route: bytes = b""
+    attempt: int = 1
+    crashes: int = 0
+    started: bool = False
+    written: int = 0
+    claimed_ms: int = 0
+    lease_end_ms: int = 0
+    due_ms: int = 0
+    ends_ms: int = 0  # the record vanishes then
+    body: bytes = b""
+    result: bytes | None = None
+
+
+@dataclass(slots=True)
+class Streams:
+    """All event streams and mailboxes, and who waits for any of them."""
+
+    entries: dict[str, list[JobEvent]] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, key: str, cap: int, id: str, kind: str, attempt: int, **fields: object) -> None:
+        self.count += 1
+        stream = self.entries.setdefault(key, [])
+        stream.append(JobEvent(f"{self.count}-0", id, kind, attempt, **fields))  # type: ignore[arg-type]
+        del stream[:-cap]
+
+    def after(self, key: str, cursor: str) -> list[JobEvent]:
+        low = int(cursor.partition("-")[0])
+        return [entry for entry in self.entries.get(key, ()) if int(entry.cursor.partition("-")[0]) > low]
+
+
+class Store:
+    """The state of one memory queue, and what the scripts share (lua/common.lua)."""
+
+    def __init__(self, limits: Limits, now_ms: Callable[[], int]) -> None:
+        self.limits, self.now_ms = limits, now_ms
+        self.jobs: dict[str, Job] = {}
+        self.markers: set[str] = set()
+        self.streams = Streams()
+        self._idem: dict[tuple[str, str], str] = {}
+        self._sequence = 0
+        self._changed = asyncio.Event()
+
+    def get(self, id: str) -> Job | None:
+        job = self.jobs.get(id)
+        if job and job.ends_ms and job.ends_ms <= self.now_ms():
+            del self.jobs[id]
+            self.streams.entries.pop(f"events:{id}", None)
+            return None
+        return job
+
+    def accept(self, sent: Submission) -> tuple[str, str, str]:
+        keyed = self._idem.get((sent.tenant, sent.idempotency_key), "") if sent.idempotency_key else ""
+        for id, what in ((keyed, "idempotency_key"), (sent.id, "id")):
+            job = self.get(id)
+            if job is None:
+                continue
+            if job.submission.digest != sent.digest:
+                return "conflict", id, what
+            if sent.reply_to and sent.reply_to not in job.boxes and job.state not in TERMINAL:
+                job.boxes.append(sent.reply_to)
+            return "duplicate", id, job.state
+        if bound := self._bound_reached(sent):
+            return "full", sent.id, bound
+        self._sequence += 1
+        now = self.now_ms()
+        self.jobs[sent.id] = Job(
+            sent, (3 - sent.priority) * CLASS_STRIDE + self._sequence, now,
+            now + sent.deadline_ms if sent.deadline_ms else 0, [sent.reply_to] if sent.reply_to else [], body=sent.body,
+        )  # fmt: skip
+        if sent.idempotency_key:
+            self._idem[(sent.tenant, sent.idempotency_key)] = sent.id
+        return "new", sent.id, "queued"
+
+    def _bound_reached(self, sent: Submission) -> str:
+        live = [job.submission for job in self.jobs.values() if job.state not in TERMINAL]
+        if len(live) >= self.limits.max_jobs:
+            return "jobs"
+        if sum(len(other.body) for other in live) + len(sent.body) > self.limits.max_bytes:
+            return "bytes"
+        if sum(other.tenant == sent.tenant for other in live) >= self.limits.max_tenant_jobs:
+            return "tenant_jobs"
+        return ""
+
+    def held(self, id: str, token: str) -> tuple[Job | None, Verdict]:
+        """The job if `token` holds it, and the verdict for the bearer."""
+        job = self.get(id)
+        if job is None or not token or job.token != token:
+            return None, Verdict.LOST
+        if job.state == "running":
+            return job, Verdict.OK
+        return None, Verdict(job.state) if job.state in ("cancelled", "expired") else Verdict.LOST
+
+    def overdue(self, job: Job) -> bool:
+        return 0 < job.deadline_ms <= self.now_ms()
+
+    def put_back(self, job: Job) -> None:
+        job.state, job.token, job.owner = "ready" if job.tiers else "queued", "", ""
+        for queue in job.tiers or (INGRESS,):
+            self.arm(queue)
+
+    def emit(self, job: Job, kind: str, **fields: object) -> None:
+        if not job.submission.stream:
+            return
+        id, limits = job.submission.id, self.limits
+        self.streams.add(f"events:{id}", limits.stream_cap, id, kind, job.attempt, **fields)
+        for box in job.boxes:
+            self.streams.add(f"mail:{box}", limits.mail_cap, id, kind, job.attempt, **fields)
+        self.wake()
+
+    def finish(self, job: Job, state: str, result: bytes) -> None:
+        id, limits = job.submission.id, self.limits
+        ttl_ms = DEAD_TTL_MS if state == "dead" else limits.result_ttl_s * 1000
+        job.state, job.result, job.ends_ms = str(state), result, self.now_ms() + ttl_ms
+        job.body = job.body if state == "dead" else b""
+        self.streams.add(f"events:{id}", limits.stream_cap, id, str(state), job.attempt, data=result)
+        for box in job.boxes:
+            self.streams.add(f"mail:{box}", limits.mail_cap, id, str(state), job.attempt, data=result)
+        self.wake()
+
+    def fail(self, job: Job, state: str) -> None:
+        error = {"code": state, "message": MESSAGES[state], "retryable": False}
+        result = Result(request_id=job.submission.id, state=state, attempt=job.attempt, error=error)
+        self.finish(job, state, encode_result(result))
+
+    def give_back(self, job: Job, reason: str, delay_ms: int = 0) -> None:
+        job.back, job.written = job.token, 0
+        if job.started:
+            job.started = False
+            self.emit(job, "restarted", data=reason.encode())
+        if delay_ms > 0:
+            job.state, job.token, job.owner, job.due_ms = "delayed", "", "", self.now_ms() + delay_ms
+        else:
+            self.put_back(job)
+
+    def waiting(self, queue: str) -> list[Job]:
+        jobs = self.jobs.values()
+        found = [
+            j for j in jobs if (j.state == "queued" if queue == INGRESS else j.state == "ready" and queue in j.tiers)
+        ]
+        return sorted(found, key=lambda job: job.score)
+
+    # waiting
+
+    def arm(self, queue: str) -> None:
+        self.markers.add(queue)
+        self.wake()
+
+    def disarm_empty(self) -> None:
+        self.markers = {queue for queue in self.markers if self.waiting(queue)}
+
+    def wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not ready():
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def read(self, key: str, after: str, block_ms: int) -> list[JobEvent]:
+        cursor = str(self.streams.count) if after == "$" else after
+        if block_ms > 0:
+            await self.until(lambda: bool(self.streams.after(key, cursor)), block_ms / 1000)
+        return self.streams.after(key, cursor)
+
+    def depth(self, queue: str) -> Depth:
+        by_class, waiting, now = [0, 0, 0, 0], self.waiting(queue), self.now_ms()
+        for job in waiting:
+            by_class[job.submission.priority] += 1
+        oldest_ms = max((now - job.submitted_ms for job in waiting), default=0)
+        return Depth(queue, (by_class[0], by_class[1], by_class[2], by_class[3]), oldest_ms)
+
+
+def check(job: Submission) -> None:
+    """What lua/submit.lua refuses."""
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", job.id):
+        raise InvalidRequest("id", "not a name", "use 1 to 128 of A-Z a-z 0-9 _ . : -")
+    if len(job.body) > MAX_BODY_BYTES:
+        raise InvalidRequest("body", f"{len(job.body)} bytes long", f"send at most {MAX_BODY_BYTES}")
+    if job.priority not in range(4):
+        raise InvalidRequest("priority", "not 0 to 3", "give 0 (low) to 3 (critical)")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", job.tenant):
+        raise InvalidRequest("tenant", "not a name", "use 1 to 64 of A-Z a-z 0-9 _ . -")
+    if not 0 <= job.deadline_ms <= 86_400_000:
+        raise InvalidRequest("deadline_ms", "not 0 to 86400000", "give milliseconds from now")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{0,64}", job.reply_to):
+        raise InvalidRequest("reply_to", "not a name", "use up to 64 of A-Z a-z 0-9 _ . -")

@@ -1,0 +1,31 @@
+"""Fixtures of the contract suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis_servers import RedisServer, binary_of
+
+
+@pytest.fixture(scope="session")
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RedisServer]]:
+    """The servers that were started so far, by kind; see `server_of`."""
+    running: dict[str, RedisServer] = {}
+    yield running
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture
+def server_of(redis_servers: dict[str, RedisServer], tmp_path_factory: pytest.TempPathFactory):
+    """A function: the running server of a kind, started once a session."""
+
+    def get(kind: str) -> RedisServer:
+        if kind not in redis_servers:
+            folder: Path = tmp_path_factory.mktemp(kind)
+            redis_servers[kind] = RedisServer(binary_of(kind), folder).start()
+        return redis_servers[kind]
+
+    return get
