@@ -252,6 +252,9 @@ def _explain(text: str) -> InvalidRequest:
         return InvalidRequest(
             name if field == "body" else f"{field}.{name}", "unknown field", "remove it or correct its name"
         )
+    if problem.startswith("Object missing required field"):
+        name = problem.split("`")[1]
+        return InvalidRequest(name if field == "body" else f"{field}.{name}", "missing", "give it")
     if problem.startswith("Expected"):
         wanted = problem.removeprefix("Expected ").split(", got")[0]
         return InvalidRequest(field, problem[0].lower() + problem[1:], f"give {wanted}")
