@@ -39,8 +39,8 @@ def traits_sentence(traits: Traits) -> str:
 def droppable(messages: list[Message]) -> list[int]:
     """How many of the oldest turns may be dropped, in rising order, to make a prompt shorter.
 
-    System messages at the head and the last turn always stay. A conversation is cut before a user's turn where it has one,
-    because many templates want user and assistant to alternate.
+    System messages at the head and the last turn always stay. A conversation is cut before a user's turn where it has
+    one, because many templates want user and assistant to alternate.
     """
     head = head_length(messages)
     counts = range(1, len(messages) - head)

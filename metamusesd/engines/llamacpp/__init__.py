@@ -1,17 +1,17 @@
 """Stage 8 · worker · the engine on llama.cpp: continuous batching of many sequences in one context.
 
-    engine.py     admit, step, cancel: the story; read it first
-    prepare.py    request → tokens, limits, grammar: everything that may be refused
-    batch.py      pure: which sequences take part in a step, and with how many tokens
-    rates.py      pure: what a step costs, from what steps did cost
-    kv.py         pure: who holds which KV cells, prefix look-up, what to evict
-    sequence.py   one job inside the engine
-    sampling.py   logits → token
-    text.py       bytes → text: UTF-8 and stop strings across token borders
-    template.py   the model's chat template, rendered around sentinels (the only importer of jinja2)
-    prompt.py     rendered pieces → tokens that a user cannot forge
-    grammar.py    JSON schema and GBNF: bounds, trial compilation in a disposable process, cache
-    native.py     the only importer of llama_cpp: every C call with its checks
+engine.py     admit, step, cancel: the story; read it first
+prepare.py    request → tokens, limits, grammar: everything that may be refused
+batch.py      pure: which sequences take part in a step, and with how many tokens
+rates.py      pure: what a step costs, from what steps did cost
+kv.py         pure: who holds which KV cells, prefix look-up, what to evict
+sequence.py   one job inside the engine
+sampling.py   logits → token
+text.py       bytes → text: UTF-8 and stop strings across token borders
+template.py   the model's chat template, rendered around sentinels (the only importer of jinja2)
+prompt.py     rendered pieces → tokens that a user cannot forge
+grammar.py    JSON schema and GBNF: bounds, trial compilation in a disposable process, cache
+native.py     the only importer of llama_cpp: every C call with its checks
 """
 
 from __future__ import annotations

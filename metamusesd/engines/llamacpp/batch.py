@@ -2,13 +2,13 @@
 
 Pure: views of the sequences and a budget in, a plan out. The rules, in this order:
 
-1. A sequence of a lower class yields while one of a higher class is there, unless it is immune (its task is aged, or it has
-   yielded long enough). Among those that may run, at most `slots` do.
+1. A sequence of a lower class yields while one of a higher class is there, unless it is immune (its task is aged, or
+   it has yielded long enough). Among those that may run, at most `slots` do.
 2. Each that runs and has one token left to compute takes part in the decode batch.
-3. Prompts are computed one after another, FIFO inside a class: eight prompts at once then wait 4.5 prompts on average for
-   their first token, and not eight.
-4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step. A prompt that is short may
-   instead spend the credit that decode steps have earned, and then the decodes sit the step out:
+3. Prompts are computed one after another, FIFO inside a class: eight prompts at once then wait 4.5 prompts on average
+   for their first token, and not eight.
+4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step. A prompt that is
+   short may instead spend the credit that decode steps have earned, and then the decodes sit the step out:
    bursts of short prompts start quickly, and in the long run prefill still takes no more than its ratio.
 5. No step is planned longer than `step_cap_s`, because cancels and critical jobs wait for its end.
 """

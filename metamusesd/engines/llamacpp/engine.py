@@ -3,11 +3,11 @@
     step:  who runs?  ─►  known prefix?  ─►  plan  ─►  room in the KV cache?  ─►  decode  ─►  sample  ─►  events
            batch.py       memory.py         batch.py   memory.py                native.py    sampling.py
 
-Determinism. A draw depends on (seed, position) alone, and greedy decoding on nothing but the logits. The logits themselves depend
-a little on what else is in a batch: llama.cpp picks other kernels for other batch sizes, and float sums then round
-differently (up to 1.1 logits of noise was measured on a 4-bit model). So equal requests give equal tokens when they run in batches
-of equal shape, for instance alone; beside others they may part where two tokens are nearly equally likely. The same
-holds for a prompt whose prefix was computed by another sequence in other chunks.
+Determinism. A draw depends on (seed, position) alone, and greedy decoding on nothing but the logits. The logits
+themselves depend a little on what else is in a batch: llama.cpp picks other kernels for other batch sizes, and float
+sums then round differently (up to 1.1 logits of noise was measured on a 4-bit model). So equal requests give equal
+tokens when they run in batches of equal shape, for instance alone; beside others they may part where two tokens are
+nearly equally likely. The same holds for a prompt whose prefix was computed by another sequence in other chunks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class LlamaEngine:
         self._spec = spec
         self._model = Model(spec)
         if not self._model.usable:
-            raise ModelLoadFailed(f"{spec.model_path}: {self._model.architecture} does not generate text token by token")
+            raise ModelLoadFailed(
+                f"{spec.model_path}: {self._model.architecture} does not generate text token by token"
+            )
         context = min(spec.context, self._model.trained_context)
         shares = self._model.shares_prefixes
         cached = int(spec.options.get("cached_sequences", CACHED_SEQUENCES)) if shares else 0
@@ -167,7 +169,7 @@ class LlamaEngine:
         return length > 0
 
     def _evict(self) -> bool:
-        """Drop the KV of the youngest sequence of the lowest class; it is recomputed when there is room. False: none left."""
+        """Drop the KV of the youngest sequence of the lowest class, to be recomputed later. False: nothing to drop."""
         holding = [sequence for sequence in self._live.values() if sequence.hold.past]
         if len(holding) < 2:
             return False
@@ -205,7 +207,7 @@ class LlamaEngine:
                 self._sample(sequence, row, events, now_ns)
 
     def _decode(self, entries: list[Entry], events: list[Event]) -> list[Entry]:
-        """Have llama.cpp compute the entries; those that it did compute come back. Without cells: evict, and try again."""
+        """Have llama.cpp compute the entries; those that it did come back. Without cells: evict, and try again."""
         while entries:
             status = self._context.decode(self._fill(entries))
             if status == 0:
@@ -255,7 +257,9 @@ class LlamaEngine:
             error = EngineFailed("the grammar allows no token here").to_dict()
             events.append(sequence.finished(now_ns, error=error))
             self._leave(sequence)
-        elif token in self._ends and (sampler.grammar is not None or not sequence.prepared.task.request.params.ignore_eos):
+        elif token in self._ends and (
+            sampler.grammar is not None or not sequence.prepared.task.request.params.ignore_eos
+        ):
             self._end(sequence, "stop", Token(sequence.handle, sequence.text.finish(), 0), events, now_ns)
         else:
             self._take(sequence, token, logprobs, events, now_ns)

@@ -1,8 +1,8 @@
 """Stage 8 · worker · JSON schemas and GBNF grammars, which reach C only after they have been proven harmless.
 
-llama.cpp's grammar parser recurses with the nesting, expands repetitions, and ends the process on some inputs. So there are
-bounds on bytes, nesting, repetitions and rules first; then the grammar is compiled and tried in a forked, disposable process
-with limits on time and memory; only then here. Each outcome is remembered by digest.
+llama.cpp's grammar parser recurses with the nesting, expands repetitions, and ends the process on some inputs. So
+there are bounds on bytes, nesting, repetitions and rules first; then the grammar is compiled and tried in a forked,
+disposable process with limits on time and memory; only then here. Each outcome is remembered by digest.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def _check_node(node: Any, depth: int) -> None:
     if isinstance(node, dict):
         reference = node.get("$ref")
         if isinstance(reference, str) and not reference.startswith("#"):
-            raise InvalidGrammar(f"the JSON schema refers to {reference[:80]!r}; only references inside it are followed")
+            raise InvalidGrammar(
+                f"the JSON schema refers to {reference[:80]!r}; only references inside it are followed"
+            )
         for name in ("minItems", "maxItems", "minLength", "maxLength"):
             if isinstance(node.get(name), int) and node[name] > MAX_REPEATS:
                 raise InvalidGrammar(f"the JSON schema asks for {name} {node[name]}; at most {MAX_REPEATS} is accepted")
@@ -90,8 +92,8 @@ def _check_node(node: Any, depth: int) -> None:
 class GrammarShelf:
     """Compiled grammars by digest. Thread-safe.
 
-    `convert` turns schema text into GBNF; `exercise` compiles and uses a grammar: both run in the disposable process only.
-    `compile_` parses in this process and answers None for a broken grammar.
+    `convert` turns schema text into GBNF; `exercise` compiles and uses a grammar: both run in the disposable process
+    only. `compile_` parses in this process and answers None for a broken grammar.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Stage 8 · worker · the KV cache of the context and our account of it, changed together.
 
-Every sequence id is free, held by a living sequence, or kept in the cache of finished ones (least recently used first). What
-is cached but idle costs every step, because attention walks over it, so the idle cells have a limit of their own.
+Every sequence id is free, held by a living sequence, or kept in the cache of finished ones (least recently used
+first). What is cached but idle costs every step, because attention walks over it, so the idle cells have a limit of
+their own.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@
     Context  the KV cache and one batch         the step thread only
     Grammar  a grammar's state in one sequence  one thread at a time
 
-The batch is one llama_batch whose arrays are numpy's, so that filling it is slice assignment: the loop around llama_decode
-costs microseconds. Logits are read in place, as a numpy view of llama.cpp's own output buffer.
+The batch is one llama_batch whose arrays are numpy's, so that filling it is slice assignment: the loop around
+llama_decode costs microseconds. Logits are read in place, as a numpy view of llama.cpp's own output buffer.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from metamusesd.errors import ModelLoadFailed, ModelNotFound
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # its handler starts a debugger under the crashing process
 
-import llama_cpp  # noqa: E402
+import llama_cpp
 
 _C: Any = llama_cpp
 Ids = npt.NDArray[np.int32]
@@ -44,7 +44,7 @@ class Model:
     """The weights and the vocabulary of one GGUF file."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        if not os.path.isfile(spec.model_path):
+        if not Path(spec.model_path).is_file():
             raise ModelNotFound(f"{spec.model_path}: no such model file", path=spec.model_path)
         _C.llama_log_set(_listen, ctypes.c_void_p(0))
         _C.llama_backend_init()
@@ -54,7 +54,6 @@ class Model:
         self.trained_context = int(_C.llama_model_n_ctx_train(self.pointer))
         self.template = (_C.llama_model_chat_template(self.pointer, None) or b"").decode("utf-8", "replace")
         self.architecture = self.meta("general.architecture")
-        self._buffer = threading.local()
 
     def _open(self, spec: EngineSpec) -> None:
         params = _C.llama_model_default_params()
@@ -164,7 +163,8 @@ class Grammar:
         array.data = ctypes.cast(room.ctypes.data, _C.llama_token_data_p)
         array.size, array.selected, array.sorted = len(tokens), -1, False
         _C.llama_sampler_apply(self._pointer, ctypes.byref(array))
-        return np.isfinite(room["logit"])
+        allowed: npt.NDArray[np.bool_] = np.isfinite(room["logit"])
+        return allowed
 
     def accept(self, token: int) -> None:
         """Advance by `token`. DANGER: llama.cpp ends the process if `allows` has not said yes to it."""
@@ -229,7 +229,8 @@ class Context:
         address = ctypes.addressof(_C.llama_get_logits(self.pointer).contents)
         if address != self._address:
             size = self._shape[0] * self._shape[1]
-            flat = np.frombuffer((ctypes.c_float * size).from_address(address), np.float32)
+            buffer: Any = (ctypes.c_float * size).from_address(address)
+            flat: npt.NDArray[np.float32] = np.frombuffer(buffer, np.float32)
             self._address, self._view = address, flat.reshape(self._shape)
         return self._view
 

@@ -34,7 +34,7 @@ class LlamaPrepared(Prepared):
     """A prepared task with what the step loop needs."""
 
     prompt: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    choice: Choice = Choice(0.0)
+    choice: Choice = field(default_factory=lambda: Choice(0.0))
     grammar: Grammar | None = None
     stops: tuple[str, ...] = ()
 
@@ -150,5 +150,3 @@ class Preparer:
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
-
-

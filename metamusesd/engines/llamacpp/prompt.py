@@ -1,8 +1,8 @@
 """Stage 8 · worker · pieces of a rendered prompt become tokens, and no user can forge one.
 
-Only control tokens spelled out in *template* text become control tokens. The stretches between them, template and user text
-joined, are tokenized with special parsing off: `<|im_end|>` typed by a user stays seven harmless tokens, and honest text gets
-exactly the tokens that the model was trained on, without seams where template and user text meet.
+Only control tokens spelled out in *template* text become control tokens. The stretches between them, template and user
+text joined, are tokenized with special parsing off: `<|im_end|>` typed by a user stays seven harmless tokens, and
+honest text gets exactly the tokens that the model was trained on, without seams where template and user text meet.
 """
 
 from __future__ import annotations

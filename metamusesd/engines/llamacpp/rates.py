@@ -1,10 +1,10 @@
 """Stage 8 · worker · what a step costs, learnt from what steps did cost.
 
-`decode_s[n]` is measured once at load for batches of n sequences; `drift` follows how much dearer steps have become since
-(a longer KV cache, a busy neighbour). `prefill_s` is the time a prompt token adds. All in seconds.
+`decode_s[n]` is measured once at load for batches of n sequences; `drift` follows how much dearer steps have become
+since (a longer KV cache, a busy neighbour). `prefill_s` is the time a prompt token adds. All in seconds.
 
-Decoding n sequences at once is not always the quickest way to get n tokens: on one core, some weight formats have a quick path
-for one token and a slow one for a few. So `split` says into which parts to cut a decode batch.
+Decoding n sequences at once is not always the quickest way to get n tokens: on one core, some weight formats have a
+quick path for one token and a slow one for a few. So `split` says into which parts to cut a decode batch.
 """
 
 from __future__ import annotations

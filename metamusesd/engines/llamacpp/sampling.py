@@ -2,9 +2,9 @@
 
     logit_bias → penalties (whole prompt and answer) → top_k → top_p → min_p → temperature → draw
 
-numpy's partition finds the best 40 of 49 152 logits several times quicker than a C sampler chain fed through a candidate
-array; docs/adr has the figures. The draw is a function of (seed, position), so it is the same after a sequence was
-pre-empted, evicted and recomputed, and no generator state has to be kept.
+numpy's partition finds the best 40 of 49 152 logits several times quicker than a C sampler chain fed through a
+candidate array; docs/adr has the figures. The draw is a function of (seed, position), so it is the same after a
+sequence was pre-empted, evicted and recomputed, and no generator state has to be kept.
 
 A grammar is asked about the sampled token alone; only when it says no are the allowed ones sought, among the best
 few hundred first and among all when none of those is allowed.
@@ -216,8 +216,6 @@ def log_probabilities(row: Row, token: int, most: int) -> tuple[float, list[tupl
     return float(row[token]) - total, [(int(other), float(row[other]) - total) for other in best]
 
 
-def describe(
-    token: str, logprob: float, top: list[tuple[str, float]]
-) -> dict[str, Any]:
+def describe(token: str, logprob: float, top: list[tuple[str, float]]) -> dict[str, Any]:
     """One token's entry in a result's logprobs."""
     return {"token": token, "logprob": logprob, "top": [{"token": text, "logprob": value} for text, value in top]}

@@ -1,7 +1,7 @@
 """Stage 8 · worker · one job inside the engine: its tokens, its place in line, its text so far.
 
-A sequence has no phases of its own. What it needs follows from its holder: more than one token without KV is prefill (a new
-prompt, or one whose KV was dropped), exactly one is decode.
+A sequence has no phases of its own. What it needs follows from its holder: more than one token without KV is prefill
+(a new prompt, or one whose KV was dropped), exactly one is decode.
 """
 
 from __future__ import annotations

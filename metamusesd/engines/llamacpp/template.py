@@ -1,8 +1,8 @@
 """Stage 8 · worker · the model file's own chat template, rendered around sentinels.
 
-The template never sees what people wrote: each message's content is replaced by a random sentinel, and what comes back is cut
-at the sentinels. So nothing in a message can look like template text, however the template treats it. This is the only file
-that imports jinja2.
+The template never sees what people wrote: each message's content is replaced by a random sentinel, and what comes back
+is cut at the sentinels. So nothing in a message can look like template text, however the template treats it. This is
+the only file that imports jinja2.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class ChatTemplate:
     def render(self, messages: list[Message]) -> list[Piece]:
         """The prompt in pieces, ending where the assistant's turn begins. Raises TemplateFailed."""
         mark = secrets.token_hex(8)
-        turns = [
-            {"role": message.role, "content": f"\x02{mark}:{index}\x03"} for index, message in enumerate(messages)
-        ]
+        turns = [{"role": message.role, "content": f"\x02{mark}:{index}\x03"} for index, message in enumerate(messages)]
         try:
             text = self._template.render(messages=turns, add_generation_prompt=True, **self._words)
         except Exception as error:  # a template is a program: it may raise anything
