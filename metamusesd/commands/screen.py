@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -54,9 +57,42 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[object]], title: str 
 
 def show(*things: object) -> None:
     """Print tables and texts; wide enough for every column where the output is no terminal."""
-    console = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
     for thing in things:
         console.print(thing)
+
+
+@contextlib.contextmanager
+def live() -> Iterator[Callable[[Sequence[object]], None]]:
+    """A whole screen that is drawn again and again; the terminal is as it was afterwards."""
+    with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as drawing:
+
+        def draw(things: Sequence[object]) -> None:
+            drawing.update(Group(*(cast(RenderableType, thing) for thing in things)), refresh=True)
+
+        yield draw
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere, so that its brackets stay brackets."""
+    return escape(text)
+
+
+def bar(part: float, whole: float, width: int = 10) -> str:
+    """`████░░░░░░`."""
+    filled = round(width * min(part, whole) / whole) if whole else 0
+    return "█" * filled + "░" * (width - filled)
+
+
+def numbers(values: Sequence[int]) -> str:
+    """`0-3,8`; `any` for none."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ",".join(f"{low}-{high}" if high > low else str(low) for low, high in runs) or "any"
 
 
 def size(count_bytes: float) -> str:

@@ -32,9 +32,13 @@ def test_sample_as_shipped_is_the_default(tmp_path: Path) -> None:
 
 
 def test_sample_names_every_option_with_its_default(tmp_path: Path) -> None:
-    """Every option of every section stands in the sample, uncommented it still means the default, and nothing else does."""
+    """Every option of every section stands in the sample; uncommented it still means the default."""
     data = tomllib.loads(uncommented())
-    shown = {**{name: data[name] for name in SECTIONS}, "models": data["models"]["smollm2"], "tiers": data["tiers"]["fast"]}
+    shown = {
+        **{name: data[name] for name in SECTIONS},
+        "models": data["models"]["smollm2"],
+        "tiers": data["tiers"]["fast"],
+    }
     for name, kind in {**SECTIONS, **TABLES}.items():
         assert set(shown[name]) == {spec.name for spec in fields(kind)}, name
     path = tmp_path / "all.toml"
@@ -121,7 +125,9 @@ def test_environment_overrides_file_and_flags_override_both(tmp_path: Path) -> N
 
 def test_former_service_may_enable_tiers_it_never_had(tmp_path: Path) -> None:
     """ENABLE_HEAVY_TIER=true without a heavy model says what to add; without any file it is no mistake."""
-    assert load(None, environ={"ENABLE_MEDIUM_TIER": "true", "MEDIUM_TIER_WORKERS": "5"}).enabled_tiers().keys() == {"fast"}
+    assert load(None, environ={"ENABLE_MEDIUM_TIER": "true", "MEDIUM_TIER_WORKERS": "5"}).enabled_tiers().keys() == {
+        "fast"
+    }
     (line,) = mistakes_of("[tiers.fast]\nmodel = 'smollm2'", tmp_path, ENABLE_HEAVY_TIER="true")
     assert "add [tiers.heavy]" in line
 

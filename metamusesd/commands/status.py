@@ -1,0 +1,104 @@
+"""Stage 0 · command line · how the running daemon is, on one screen: what its supervisor says on /status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from metamusesd import cli
+from metamusesd.commands import health, screen
+
+CLASSES = ("critical", "high", "normal", "low")
+COLOURS = {"ready": "green", "degraded": "yellow", "failed": "red", "backoff": "red", "starting": "yellow"}
+
+Rates = Mapping[str, float]  # tokens/s by worker
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="what the daemon says, as one line of JSON")
+
+
+def status(args: argparse.Namespace) -> int:
+    """Print one frame; exit 69 when no daemon answers."""
+    answer = health.status(cli.configuration(args))
+    if args.json:
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        screen.show(*frame(answer))
+    return 0
+
+
+def frame(answer: dict[str, Any], measured: Rates | None = None) -> list[object]:
+    """Headline, reasons, workers, queues. `measured` replaces the workers' own moving averages."""
+    parts: list[object] = [_headline(answer)]
+    parts += [f"  [yellow]{screen.plain(reason)}[/]" for reason in answer.get("reasons", [])]
+    parts += ["", _workers(answer.get("workers", []), measured), "", _queues(answer.get("queues", {}))]
+    return parts
+
+
+def _headline(answer: dict[str, Any]) -> str:
+    state, dispatcher, redis = answer.get("state", "?"), answer.get("dispatcher", {}), answer.get("redis", {})
+    workers = answer.get("workers", [])
+    ready = sum(worker.get("status") == "ready" for worker in workers)
+    rate = "redis up" if dispatcher.get("redis_ok") else "[red]redis down[/]"
+    place = "embedded" if redis.get("embedded") else redis.get("url", "")
+    parts = [
+        f"metamusesd {answer.get('version', '')} {coloured(state)}",
+        f"up {duration(answer.get('uptime_s', 0))}",
+        f"{ready}/{len(workers)} workers",
+        f"{dispatcher.get('running', 0)} running, {dispatcher.get('settled', 0)} settled",
+        f"{rate} ({screen.plain(place)})",
+    ]
+    if dispatcher.get("stale"):
+        parts.append("[red]dispatcher's figures are stale[/]")
+    return " · ".join(parts)
+
+
+def _workers(workers: list[dict[str, Any]], measured: Rates | None) -> object:
+    headings = ("worker", "status", ">pid", "model", "cores", "slots", ">used", ">tokens/s", ">prefill/s", ">KV",
+                ">RSS", ">generated", ">restarts")  # fmt: skip
+    return screen.table(headings, [_worker_row(worker, measured) for worker in workers])
+
+
+def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:
+    used, slots = worker.get("slots_used", 0), worker.get("slots", 0)
+    name = worker.get("name", "?")
+    rate = worker.get("decode_tokens_s", 0.0) if measured is None else measured.get(name, 0.0)
+    state = worker.get("status", "?")
+    doing = f" {worker.get('state')}" if state == "ready" else ""
+    held = f"{used}/{slots}" + (f" (+{worker['preempted']} wait)" if worker.get("preempted") else "")
+    where = [f"gpu {gpu}" for gpu in worker.get("gpus", [])] or [screen.numbers(worker.get("cores", []))]
+    return [
+        name, coloured(state) + doing, str(worker.get("pid") or "-"), worker.get("model", ""), " ".join(where),
+        screen.bar(used, slots), held, f"{rate:.0f}", f"{worker.get('prefill_tokens_s', 0):.0f}",
+        f"{worker.get('kv_usage', 0):.0%}", screen.size(worker.get("rss_bytes", 0)),
+        str(worker.get("generated_tokens", 0)), str(worker.get("restarts", 0)),
+    ]  # fmt: skip
+
+
+def _queues(queues: dict[str, Any]) -> object:
+    rows = []
+    for name, depth in queues.get("by_queue", {}).items():
+        waiting = [depth.get(kind, 0) for kind in CLASSES]
+        oldest_ms = depth.get("oldest_ms", 0)
+        if sum(waiting) or name in ("ingress", "fast"):
+            oldest = duration(oldest_ms / 1000) if sum(waiting) else "-"
+            rows.append([name, *map(str, waiting), str(sum(waiting)), oldest])
+    return screen.table(("queue", *(f">{kind}" for kind in CLASSES), ">waiting", ">oldest"), rows)
+
+
+def coloured(state: str) -> str:
+    """A state in its colour."""
+    return f"[{COLOURS.get(state, 'default')}]{state}[/]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if hours == 0:
+        return f"{minutes} min {int(seconds % 60)} s"
+    return f"{hours} h {minutes % 60} min" if days == 0 else f"{days} d {hours % 24} h"
