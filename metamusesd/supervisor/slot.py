@@ -1,0 +1,144 @@
+"""Supervisor · one child's place in the family: its lifecycle as a table, its present process, its history.
+
+                 start            ready            died, budget left         due
+    UNUSED ─────────────► STARTING ─────► READY ─────────────────► BACKOFF ──────► STARTING
+                              │ died          │ stop                  │ stop
+                              ├──► BACKOFF    ▼                       ▼
+                              └──► FAILED  STOPPING ──── died ────► STOPPED
+
+A move that the table does not have is a mistake of ours and raises.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from metamusesd.board import Block, SlotStatus
+from metamusesd.control import EXIT_BAD_CONFIG
+from metamusesd.supervisor.spec import ChildSpec
+
+MOVES = {
+    SlotStatus.UNUSED: {"start": SlotStatus.STARTING, "stop": SlotStatus.STOPPED},
+    SlotStatus.STARTING: {
+        "ready": SlotStatus.READY,
+        "died": SlotStatus.BACKOFF,
+        "given up": SlotStatus.FAILED,
+        "stop": SlotStatus.STOPPING,
+    },
+    SlotStatus.READY: {"died": SlotStatus.BACKOFF, "given up": SlotStatus.FAILED, "stop": SlotStatus.STOPPING},
+    SlotStatus.BACKOFF: {"start": SlotStatus.STARTING, "stop": SlotStatus.STOPPED},
+    SlotStatus.STOPPING: {"ready": SlotStatus.STOPPING, "died": SlotStatus.STOPPED, "stop": SlotStatus.STOPPING},
+    SlotStatus.STOPPED: {"stop": SlotStatus.STOPPED},
+    SlotStatus.FAILED: {"stop": SlotStatus.FAILED},
+}
+
+
+@dataclass(slots=True)
+class Slot:
+    """One child. Only the supervisor's loop touches it; with a board row it writes that row at every move."""
+
+    spec: ChildSpec
+    row: Block | None = None
+    status: SlotStatus = SlotStatus.UNUSED
+    pid: int = 0  # 0: no process
+    control: socket.socket | None = None
+    generation: int = 0
+    restarts: int = 0
+    epoch: int = 0  # of the link that it has now; 0: none
+    since_s: float = field(default_factory=time.monotonic)
+    started_s: float = 0.0
+    due_s: float = 0.0  # in BACKOFF: when it starts again
+    kill_s: float = 0.0  # after this moment SIGKILL; 0: nobody wants it dead
+    hung: str = ""  # why the watchdog killed it
+    was_ready: bool = False  # this process
+    ever_ready: bool = False  # any process of this slot
+    boot_deaths: int = 0
+    permanent: bool = False
+    last_exit: int | None = None  # as os.waitstatus_to_exitcode: negative is a signal
+    last_error: dict[str, Any] | None = None
+    deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+
+    @property
+    def name(self) -> str:
+        """As in its specification."""
+        return self.spec.name
+
+    def move(self, event: str) -> None:
+        """Go where the table says. KeyError: the table does not have this move."""
+        status = MOVES[self.status][event]
+        if status is not self.status:
+            self.status, self.since_s = status, time.monotonic()
+        self.publish()
+
+    def started(self, pid: int, control: socket.socket | None) -> None:
+        """A new process lives here."""
+        self.pid, self.control = pid, control
+        self.restarts += self.generation > 0
+        self.generation += 1
+        self.started_s, self.kill_s, self.hung, self.epoch = time.monotonic(), 0.0, "", 0
+        self.was_ready = self.permanent = False
+        self.move("start")
+
+    def ready(self) -> None:
+        """It said so."""
+        self.was_ready = self.ever_ready = True
+        self.boot_deaths = 0
+        self.last_error = None
+        self.move("ready")
+
+    def buried(self, wait_status: int) -> None:
+        """Its process has been reaped; what comes next is decided elsewhere."""
+        self.last_exit = os.waitstatus_to_exitcode(wait_status)
+        self.permanent = self.permanent or self.last_exit == EXIT_BAD_CONFIG
+        self.boot_deaths = 0 if self.was_ready else self.boot_deaths + 1
+        self.deaths_s.append(time.monotonic())
+        if self.control is not None:
+            self.control.close()
+        self.pid, self.control, self.epoch, self.kill_s = 0, None, 0, 0.0
+
+    def kill(self, signum: int, then_kill_after_s: float | None = None) -> None:
+        """Send a signal to its process, if there is one; SIGKILL follows when it does not leave in time."""
+        if not self.pid:
+            return
+        try:
+            os.kill(self.pid, signum)
+        except ProcessLookupError:
+            return  # a zombie that the next sweep reaps
+        if then_kill_after_s is not None:
+            due_s = time.monotonic() + then_kill_after_s
+            self.kill_s = min(self.kill_s, due_s) if self.kill_s else due_s
+
+    def publish(self) -> None:
+        """Show it on the board."""
+        if self.row is None:
+            return
+        cores = self.spec.worker.cores if self.spec.worker else ()
+        mask = sum(1 << core for core in cores if core < 64)
+        last_exit = 0 if self.last_exit is None else self.last_exit & 0xFFFF_FFFF_FFFF_FFFF
+        self.row.write(
+            pid=self.pid,
+            generation=self.generation,
+            restarts=self.restarts,
+            status=self.status,
+            cores_mask=mask,
+            since_ns=int(self.since_s * 1e9),
+            last_exit=last_exit,
+        )
+
+
+def exit_text(code: int | None) -> str:
+    """An exit code for people: 'exit 70', 'killed by SIGSEGV'."""
+    if code is None:
+        return "none"
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

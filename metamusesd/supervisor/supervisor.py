@@ -1,0 +1,402 @@
+"""Supervisor · the parent of all: starts the family, keeps it alive, ends it in order. Standard library only, one thread.
+
+    STARTING ──redis ready──► RUNNING ──SIGTERM, or nothing left to run──► DRAINING ──dispatcher gone──► STOPPING ──workers
+    gone──► CLOSING ──redis gone──► the exit code.      Health is answered in every phase, by this loop.
+
+The loop waits for signals, control messages and health clients, and at every turn: buries the dead and decides what follows,
+looks for the hung, starts what is due, insists where asking did not help, moves to the next phase, tells systemd.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import selectors
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from metamusesd import control
+from metamusesd.board import Board, SlotStatus
+from metamusesd.config import EMBEDDED, Config, missing_models
+from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
+from metamusesd.errors import ConfigError
+from metamusesd.log import get_logger
+from metamusesd.supervisor import redis_server, restart, watchdog
+from metamusesd.supervisor.cpus import usable_cores
+from metamusesd.supervisor.health import Answer, HealthServer
+from metamusesd.supervisor.links import Links, part
+from metamusesd.supervisor.nursery import Nursery
+from metamusesd.supervisor.placement import Placement, place
+from metamusesd.supervisor.report import Reporter, to_json
+from metamusesd.supervisor.signals import Signals
+from metamusesd.supervisor.slot import Slot, exit_text
+from metamusesd.supervisor.spec import DISPATCHER_ENTRY, WORKER_ENTRY, Kind, child_specs
+from metamusesd.supervisor.state_dir import Home, open_home
+from metamusesd.supervisor.systemd import Notifier
+
+TICK_S = 0.25
+BOOT_TICK_S = 0.02  # while Redis comes up
+RETRY_S = 0.1  # a start that was not possible is tried again
+ABORT_S = 2.0  # between SIGABRT, for the stacks, and SIGKILL
+REDIS_STOP_S = 10.0  # to write its file out
+TELL_S = 1.0
+EXTEND_S = 15.0
+
+
+class Phase(enum.Enum):
+    """Of the whole daemon, in this order."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    CLOSING = "closing"
+
+
+def run(config: Config, *, dispatcher_entry: str = DISPATCHER_ENTRY, worker_entry: str = WORKER_ENTRY) -> int:
+    """Be the daemon until it ends; returns the exit code. Call it on the main thread of a process without other threads."""
+    log = get_logger("supervisor")
+    try:
+        if missing := missing_models(config):
+            raise ConfigError(missing)
+        placement = place(config, usable_cores(), model_sizes(config))
+        home = open_home(config)
+        supervisor = Supervisor(config, placement, home, dispatcher_entry=dispatcher_entry, worker_entry=worker_entry)
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            log.error(mistake)
+        return EXIT_BAD_CONFIG
+    return supervisor.run()
+
+
+def model_sizes(config: Config) -> dict[str, int]:
+    """Bytes of every model file that is there, by model name."""
+    paths = {name: config.model_path(model) for name, model in config.models.items() if model.file}
+    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+
+
+class Supervisor:
+    """The parent. `run` once."""
+
+    def __init__(
+        self, config: Config, placement: Placement, home: Home, *, dispatcher_entry: str, worker_entry: str
+    ) -> None:
+        self._config, self._home = config, home
+        self._log = get_logger("supervisor")
+        self._selector = selectors.DefaultSelector()
+        self._signals, self._notifier, self._links = Signals(), Notifier(), Links()
+        self._board = Board(len(placement.workers))
+        program = self._redis_program()
+        specs = child_specs(
+            placement.workers, redis=program is not None, dispatcher_entry=dispatcher_entry, worker_entry=worker_entry
+        )
+        self._nursery = Nursery(
+            config, self._board, specs, home.instance, program, self._selector, self._heard, self._log
+        )
+        self._reporter = Reporter(
+            config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons
+        )
+        self._watches: dict[str, watchdog.Watch] = {}
+        self._budget = restart.policy(config.daemon)
+        self._phase = Phase.STARTING
+        self._code = 0
+        self._ended = False
+        self._told_s = 0.0
+
+    def run(self) -> int:
+        """The whole life of the daemon."""
+        self._signals.open()
+        self._selector.register(self._signals.reader, selectors.EVENT_READ, lambda _events: None)
+        health = None
+        try:
+            health = HealthServer(self._config.health_socket, self._selector, self._answer)
+            self._introduce()
+            while not self._ended:
+                self._wait()
+                self._obey()
+                self._bury_the_dead()
+                self._look_for_the_hung()
+                self._start_the_due()
+                self._join_pairs()
+                self._insist()
+                self._move_on()
+                self._tell()
+                health.sweep()
+            self._log.info("stopped", exit=self._code)
+            return self._code
+        except OSError as error:
+            self._log.error("the supervisor cannot go on", problem=str(error))
+            return EXIT_DIED if self._phase is not Phase.STARTING else EXIT_BOOT
+        finally:
+            self._nursery.kill_all()
+            if health is not None:
+                health.close()
+            self._signals.close()
+            self._selector.close()
+            self._home.close()
+
+    # the turns of the loop
+
+    def _wait(self) -> None:
+        for key, events in self._selector.select(self._patience_s()):
+            key.data(events)
+
+    def _patience_s(self) -> float:
+        """Until something falls due, at most a tick."""
+        now_s = time.monotonic()
+        due = [slot.due_s for slot in self._nursery.slots if slot.status is SlotStatus.BACKOFF]
+        due += [slot.kill_s for slot in self._nursery.slots if slot.kill_s]
+        due.append(now_s + (BOOT_TICK_S if self._phase is Phase.STARTING else TICK_S))
+        return max(0.0, min(due) - now_s)
+
+    def _obey(self) -> None:
+        for signum in self._signals.take():
+            name = signal.Signals(signum).name
+            if signum == signal.SIGHUP:
+                self._log.warning("reload is not supported yet; restart the daemon to change its configuration")
+            elif self._phase in (Phase.STARTING, Phase.RUNNING):
+                self._log.info("stopping", signal=name, drain_s=self._config.daemon.drain_s)
+                self._stop(0, self._config.daemon.drain_s)
+            else:
+                self._hurry(name)
+
+    def _bury_the_dead(self) -> None:
+        for slot, wait_status in self._nursery.sweep():
+            self._bury(slot, wait_status)
+
+    def _look_for_the_hung(self) -> None:
+        now_s = time.monotonic()
+        for slot in self._nursery.slots:
+            if slot.kill_s or not slot.pid or slot.spec.kind is Kind.REDIS:
+                continue
+            if slot.status is SlotStatus.STARTING and now_s - slot.started_s > self._config.daemon.boot_s:
+                self._abort(slot, f"not ready after {self._config.daemon.boot_s:g} s")
+            elif slot.status is SlotStatus.READY and (limit_s := self._patience_with(slot, now_s)):
+                self._abort(slot, f"no progress for {limit_s:.1f} s")
+
+    def _start_the_due(self) -> None:
+        """Redis first; the others as soon as it has answered once, and never again because of it."""
+        now_s = time.monotonic()
+        for slot in self._nursery.slots:
+            may = self._phase is Phase.RUNNING or (self._phase is Phase.STARTING and slot.spec.kind is Kind.REDIS)
+            if may and slot.status in (SlotStatus.UNUSED, SlotStatus.BACKOFF) and now_s >= slot.due_s:
+                self._start(slot, now_s)
+        redis = self._nursery.redis
+        if (
+            redis is not None
+            and redis.status is SlotStatus.STARTING
+            and redis_server.is_ready(self._config.redis_socket)
+        ):
+            redis.ready()
+            self._log.info("redis is ready", pid=redis.pid, socket=str(self._config.redis_socket))
+
+    def _join_pairs(self) -> None:
+        if self._phase is Phase.RUNNING:
+            for worker in self._nursery.workers:
+                if worker.epoch == 0:
+                    self._links.join(worker, self._nursery.dispatcher)
+
+    def _insist(self) -> None:
+        now_s = time.monotonic()
+        for slot in self._nursery.slots:
+            if slot.pid and slot.kill_s and now_s >= slot.kill_s:
+                self._log.warning("killing a child that does not leave", child=slot.name, pid=slot.pid)
+                slot.kill(signal.SIGKILL)
+                slot.kill_s = now_s + ABORT_S
+
+    def _move_on(self) -> None:
+        """To the next phase, when the present one has nothing left to wait for."""
+        nursery, redis = self._nursery, self._nursery.redis
+        if self._phase is Phase.STARTING and (redis is None or redis.status is SlotStatus.READY):
+            self._enter(Phase.RUNNING)
+            self._start_the_due()
+        if self._phase is Phase.DRAINING and not nursery.dispatcher.pid:
+            self._enter(Phase.STOPPING)
+            self._ask_to_leave(nursery.workers, self._config.daemon.stop_s)
+        if self._phase is Phase.STOPPING and not any(worker.pid for worker in nursery.workers):
+            self._enter(Phase.CLOSING)
+            self._ask_to_leave([redis] if redis else [], REDIS_STOP_S)
+        if self._phase is Phase.CLOSING and not (redis and redis.pid):
+            self._ended = True
+
+    def _tell(self) -> None:
+        """systemd: once a second, and the watchdog as long as the dispatcher's heart beats or we are replacing it."""
+        now_s = time.monotonic()
+        if now_s - self._told_s < TELL_S:
+            return
+        self._told_s = now_s
+        if self._phase is Phase.RUNNING and not self._reporter.reasons():
+            self._notifier.ready()
+        elif self._phase in (Phase.STARTING, Phase.RUNNING):
+            self._notifier.extend(EXTEND_S)
+        self._notifier.status(self._reporter.summary())
+        age_s = self._reporter.beat_age_s()
+        is_ready = self._nursery.dispatcher.status is SlotStatus.READY
+        if not is_ready or age_s is None or age_s < self._config.daemon.hang_s + ABORT_S + TELL_S:
+            self._notifier.feed()
+
+    # what the turns do
+
+    def _start(self, slot: Slot, now_s: float) -> None:
+        try:
+            started = self._nursery.start(slot)
+        except OSError as error:
+            self._log.error("a child could not be started", child=slot.name, problem=str(error))
+            started = False
+        if started:
+            self._watches.pop(slot.name, None)
+            self._log.info("started", child=slot.name, pid=slot.pid, generation=slot.generation)
+            return
+        slot.due_s = now_s + RETRY_S
+        if now_s - slot.since_s > self._config.daemon.boot_s:
+            self._log.error("a child could not be started in time", child=slot.name)
+            self._stop(EXIT_BOOT, 0.0)
+
+    def _heard(self, slot: Slot, message: dict[str, Any]) -> None:
+        """A child spoke."""
+        if message.get("say") == "ready" and slot.status in (SlotStatus.STARTING, SlotStatus.STOPPING):
+            slot.ready()
+            self._log.info("ready", child=slot.name, after_s=round(time.monotonic() - slot.started_s, 2))
+        elif message.get("say") == "failed":
+            error = message.get("error")
+            slot.last_error = error if isinstance(error, dict) else {"message": str(error)}
+            slot.permanent = message.get("permanent") is True
+
+    def _bury(self, slot: Slot, wait_status: int) -> None:
+        lived_s, epoch = time.monotonic() - slot.started_s, slot.epoch
+        slot.buried(wait_status)
+        said = (slot.last_error or {}).get("message")
+        if slot.spec.kind is Kind.WORKER:
+            self._board.workers[slot.spec.row].clear()  # its writer is dead; nobody else may
+            part(slot, self._nursery.dispatcher, epoch)
+        elif slot.spec.kind is Kind.DISPATCHER:
+            self._board.dispatcher.clear()
+            for worker in self._nursery.workers:
+                worker.epoch = 0
+        facts = {"child": slot.name, "how": exit_text(slot.last_exit), "lived_s": round(lived_s, 2)}
+        if self._phase in (Phase.STARTING, Phase.RUNNING):
+            self._restart(slot, facts | ({"said": said} if said else {}) | ({"hung": slot.hung} if slot.hung else {}))
+        else:
+            self._log.info("gone", **facts)
+            if slot.spec.kind is Kind.DISPATCHER and slot.last_exit != 0 and self._code == 0:
+                self._log.warning("the dispatcher left without draining; the next start takes its jobs back")
+                self._code = EXIT_DIED
+            slot.move("stop")
+            slot.move("died")
+
+    def _restart(self, slot: Slot, facts: dict[str, Any]) -> None:
+        now_s = time.monotonic()
+        verdict = restart.decide(
+            self._budget, slot.deaths_s, now_s, permanent=slot.permanent, boot_deaths=slot.boot_deaths,
+            chance=random.random(),  # noqa: S311 - jitter, no secret
+        )  # fmt: skip
+        if isinstance(verdict, restart.Again):
+            slot.due_s = now_s + verdict.after_s
+            slot.move("died")
+            self._log.warning("child died", **facts, restart_in_s=round(verdict.after_s, 3))
+            return
+        slot.move("given up")
+        self._log.error("child given up", **facts, because=verdict.reason)
+        doomed = self._nursery.workers if slot.spec.kind is Kind.WORKER else [slot]
+        if all(each.status is SlotStatus.FAILED for each in doomed):
+            self._stop(_verdict(doomed), 0.0)
+
+    def _patience_with(self, slot: Slot, now_s: float) -> float:
+        """0.0, or the limit that this child has just passed without any progress."""
+        hang_s = self._config.daemon.hang_s
+        seen: tuple[int, ...]
+        if slot.spec.kind is Kind.DISPATCHER:
+            seen, owes, limit_s = (self._board.dispatcher.get("beat_ns"),), True, hang_s
+        else:
+            fields = self._board.workers[slot.spec.row].read()
+            seen, owes = watchdog.worker_debt(fields, self._board.frames_sent(slot.spec.row))
+            limit_s = watchdog.worker_limit_s(fields, hang_s)
+        watch = watchdog.look(self._watches.get(slot.name, watchdog.Watch()), seen, owes, now_s)
+        self._watches[slot.name] = watch
+        return limit_s if watchdog.idle_s(watch) > limit_s else 0.0
+
+    def _abort(self, slot: Slot, reason: str) -> None:
+        """The child is hung: let it print its stacks, then kill it."""
+        slot.hung = reason
+        self._log.error("child is hung", child=slot.name, pid=slot.pid, because=reason)
+        slot.kill(signal.SIGABRT, ABORT_S)
+
+    def _stop(self, code: int, within_s: float) -> None:
+        """Begin the end. The dispatcher goes first, then the workers, Redis last."""
+        if self._phase not in (Phase.STARTING, Phase.RUNNING):
+            return
+        self._code = code
+        self._enter(Phase.DRAINING)
+        self._notifier.stopping()
+        for slot in self._nursery.slots:
+            if not slot.pid:
+                slot.move("stop")
+        dispatcher = self._nursery.dispatcher
+        if dispatcher.control is not None:
+            dispatcher.move("stop")
+            if control.send(dispatcher.control, {"do": "drain", "within_s": within_s}):
+                dispatcher.kill_s = time.monotonic() + within_s + self._config.daemon.stop_s
+            else:
+                dispatcher.kill(signal.SIGTERM, self._config.daemon.stop_s)
+
+    def _hurry(self, name: str) -> None:
+        """A second signal: nobody is asked again, but Redis, which is asked once and then killed as well."""
+        self._log.warning("stopping at once", signal=name)
+        closing = self._phase is Phase.CLOSING
+        for slot in self._nursery.slots:
+            if slot.spec.kind is not Kind.REDIS or closing:
+                slot.kill(signal.SIGKILL)
+
+    def _ask_to_leave(self, slots: Sequence[Slot], within_s: float) -> None:
+        for slot in slots:
+            slot.move("stop")
+            slot.kill(signal.SIGTERM, within_s)
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase, self._reporter.phase = phase, phase.value
+
+    # the rest
+
+    def _redis_program(self) -> Any:
+        if self._config.redis.url != EMBEDDED:
+            return None
+        program = redis_server.find_program(self._config)
+        redis_server.refuse_downgrade(self._config, program)
+        return program
+
+    def _introduce(self) -> None:
+        config = self._config
+        self._log.info(
+            "starting", config=config.source, state_dir=str(config.state_dir), health=str(config.health_socket)
+        )
+        for reason in self._reporter.placement:
+            self._log.info(reason)
+
+    def _answer(self, path: str) -> Answer | None:
+        """Health. Whatever the board says, this must not end the supervisor."""
+        try:
+            return self._answers(path)
+        except Exception as error:
+            self._log.error("health could not be told", path=path, problem=repr(error))
+            return Answer(500, '{"error": "internal error"}\n')
+
+    def _answers(self, path: str) -> Answer | None:
+        if path == "/livez":
+            return Answer(200, '{"alive": true}\n')
+        if path == "/readyz":
+            reasons = self._reporter.reasons()
+            return Answer(503 if reasons else 200, to_json({"ready": not reasons, "reasons": reasons}))
+        if path == "/status":
+            return Answer(200, to_json(self._reporter.status()))
+        if path == "/metrics":
+            return Answer(200, self._reporter.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+        return None
+
+
+def _verdict(slots: Sequence[Slot]) -> int:
+    """The exit code when these were given up: a mistake that stays, a start that failed, or a death."""
+    if all(slot.permanent for slot in slots):
+        return EXIT_BAD_CONFIG
+    return EXIT_DIED if any(slot.ever_ready for slot in slots) else EXIT_BOOT
