@@ -4,6 +4,7 @@
     ├── ConfigError              bad_config            exit 78; carries one line a mistake
     ├── RequestError             the caller must change something; a retry cannot help
     │   ├── InvalidRequest       invalid_request       names field, problem, remedy
+    │   │   └── UnknownTier      unknown_tier          no enabled tier has this name or this model
     │   ├── ContextOverflow      context_overflow      prompt longer than the model's context
     │   ├── InvalidGrammar       invalid_grammar       grammar or schema refused before any work
     │   ├── TemplateFailed       template_failed       the model's chat template raised
@@ -23,7 +24,8 @@
     │   ├── ModelNotFound        model_not_found       exit 78 of a worker: never retried
     │   ├── ModelLoadFailed      model_load_failed     exit 78 of a worker: never retried
     │   ├── NoCapacity           no_capacity           no KV cells or slots now; the job goes back unburnt
-    │   └── EngineFailed         engine_failed         a decode failed; another try can help
+    │   ├── EngineFailed         engine_failed         a decode failed; another try can help
+    │   └── WorkerLost           worker_lost           its worker died, and the job asked not to be restarted
     ├── OperatorError            seen by whoever runs a command
     │   ├── DaemonAway           daemon_away           no daemon answers on the health socket
     │   └── FetchFailed          fetch_failed          a model could not be fetched, or is not what it should be
@@ -77,6 +79,12 @@ class InvalidRequest(RequestError):
     def __init__(self, field: str, problem: str, remedy: str) -> None:
         self.field, self.problem, self.remedy = field, problem, remedy
         super().__init__(f"{field}: {problem}; {remedy}", field=field, problem=problem, remedy=remedy)
+
+
+class UnknownTier(InvalidRequest):
+    """No enabled tier can serve this request."""
+
+    code = "unknown_tier"
 
 
 class ContextOverflow(RequestError):
@@ -232,6 +240,12 @@ class FetchFailed(OperatorError):
 
     code = "fetch_failed"
     retryable = True
+
+
+class WorkerLost(EngineError):
+    """The worker died while it was generating the answer."""
+
+    code = "worker_lost"
 
 
 class WireError(MetamusesdError):

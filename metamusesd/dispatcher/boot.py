@@ -1,0 +1,183 @@
+"""All stages · dispatcher · from the fork to a working dispatcher, and out again.
+
+Redis may be absent for as long as it likes: links are taken, the board is beaten, and claiming starts when it answers.
+Exit codes: 0 drained; 78 Redis would lose jobs (its eviction policy, its version); 71 one of the loops failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import uvloop
+
+from metamusesd import control
+from metamusesd.control import EXIT_BAD_CONFIG, EXIT_DIED, Birth
+from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.dispatcher.outbox import pause_s
+from metamusesd.dispatcher.rounds import Rounds
+from metamusesd.dispatcher.router import TierView
+from metamusesd.errors import QueueRefused, QueueUnavailable
+from metamusesd.log import Logger, get_logger
+from metamusesd.queues.base import Limits, Queue
+
+
+def main(birth: Birth) -> int:
+    """The dispatcher's whole life; returns its exit code. Call it in the forked child, on its main thread."""
+    from metamusesd.queues.redis_queue import RedisQueue
+
+    config = birth.config
+    limits = Limits(
+        max_jobs=config.queue.max_jobs, max_bytes=config.queue.max_bytes, max_tenant_jobs=config.queue.max_tenant_jobs,
+        max_crashes=config.queue.max_crashes, result_ttl_s=config.queue.result_ttl_s,
+    )  # fmt: skip
+    return uvloop.run(Boot(birth).run(RedisQueue(config.redis_url, config.redis.prefix, limits)))
+
+
+class Boot:
+    """Wires the parts and ends with the exit code."""
+
+    def __init__(self, birth: Birth) -> None:
+        self._birth = birth
+        self._log = get_logger(birth.name, pid=os.getpid())
+        self._owner = f"{birth.instance}:{secrets.token_hex(6)}"
+        self._tiers = [TierView(name, tier.model) for name, tier in birth.config.enabled_tiers().items()]
+        self._lease_ms = int(birth.config.queue.lease_s * 1000)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumping: asyncio.Task[None] | None = None
+
+    async def run(self, queue: Queue) -> int:
+        """Until drained (0), or until something cannot go on."""
+        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        config, names = self._birth.config, [tier.name for tier in self._tiers]
+        dispatcher = self._dispatcher = Dispatcher(
+            queue, self._birth.board, self._tiers, self._owner, self._log, lease_ms=self._lease_ms,
+            max_crashes=config.queue.max_crashes,
+        )  # fmt: skip
+        self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
+        dispatcher.ledger.started(os.getpid(), self._birth.generation)
+        self._listen()
+        self._start(self._rounds.beat(), "beat")
+        self._start(self._serve(queue), "serve")
+        try:
+            return await self._exit
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await queue.close()
+
+    async def _serve(self, queue: Queue) -> None:
+        """Everything that needs Redis: first the door, then what an older self held, then the work."""
+        await self._open(queue)
+        await self._take_over(queue)
+        control.send(self._birth.control, {"say": "ready"})
+        dispatcher, rounds = self._dispatcher, self._rounds
+        for name in ("renew", "reap", "survey"):
+            self._start(getattr(rounds, name)(), name)
+        self._start(dispatcher.outbox.run(), "outbox")
+        self._start(dispatcher.pump.watch(), "markers")
+        self._start(dispatcher.pump.run(), "claims")
+
+    async def _open(self, queue: Queue) -> None:
+        tries = 0
+        while True:
+            try:
+                await queue.open()
+                self._dispatcher.ledger.redis(None)
+                return
+            except QueueUnavailable as error:
+                self._dispatcher.ledger.redis(error)
+                await asyncio.sleep(pause_s(tries))
+                tries += 1
+            except QueueRefused as error:
+                self._log.error("redis refused", problem=error.message)
+                control.send(self._birth.control, {"say": "failed", "error": error.to_dict(), "permanent": True})
+                self._leave(EXIT_BAD_CONFIG)
+                await asyncio.Future()
+
+    async def _take_over(self, queue: Queue) -> None:
+        """What this instance held under another nonce goes back, unburnt, before anything is claimed."""
+        tries = 0
+        while True:
+            try:
+                reaped = await queue.reap(self._owner, takeover=True)
+            except QueueUnavailable as error:
+                self._dispatcher.ledger.redis(error)
+                await asyncio.sleep(pause_s(tries))
+                tries += 1
+                continue
+            if reaped.requeued:
+                self._log.info("took over", jobs=len(reaped.requeued))
+            if not reaped.more:
+                return
+
+    # the supervisor
+
+    def _listen(self) -> None:
+        loop, channel = asyncio.get_running_loop(), self._birth.control
+        channel.setblocking(False)
+        loop.add_reader(channel.fileno(), self._on_control)
+        loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
+
+    def _on_control(self) -> None:
+        try:
+            received = control.receive(self._birth.control)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self._log.error("the supervisor is gone")
+            asyncio.get_running_loop().remove_reader(self._birth.control.fileno())
+            self._leave(EXIT_DIED)
+            return
+        message, fd = received
+        do = message.get("do")
+        if do == "link" and fd is not None:
+            link = self._dispatcher.fleet.connect(
+                int(message["row"]), int(message["epoch"]), str(message["worker"]), str(message["tier"]), fd
+            )
+            self._start(link, "link", loops=False)
+        elif do == "unlink":
+            exit = message.get("exit")
+            self._dispatcher.fleet.unlink(int(message["row"]), int(message["epoch"]), exit, bool(message.get("hung")))
+        elif do == "drain":
+            self._drain(float(message.get("within_s", 0.0)))
+
+    def _drain(self, within_s: float) -> None:
+        if not self._rounds.draining:
+            self._rounds.draining = True
+            self._start(self._drained(within_s), "drain", loops=False)
+
+    async def _drained(self, within_s: float) -> None:
+        self._log.info("draining", within_s=within_s, held=len(self._dispatcher.held))
+        try:
+            await self._dispatcher.drain(within_s)
+        except TimeoutError as error:
+            self._log.warning("drain incomplete", problem=str(error))
+        self._leave(0)
+
+    # tasks
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str, *, loops: bool = True) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A loop that fails takes the process along: a fresh one knows better than half a one."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("a loop failed", loop=task.get_name(), problem=f"{type(error).__name__}: {error}")
+            self._leave(EXIT_DIED)
+
+    def _leave(self, code: int) -> None:
+        if not self._exit.done():
+            self._exit.set_result(code)
+
+
+__all__ = ["Boot", "Logger", "main"]

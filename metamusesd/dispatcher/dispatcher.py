@@ -1,0 +1,182 @@
+"""Stages 2 to 10 · dispatcher · read this first: what happens to a job between its claim and its end.
+
+    claim from ingress ─► analyse ─► forward to its tiers ─┐   (pump.py: one claim call does both)
+    claim from a tier  ◄───────────────────────────────────┘
+        └► process:  pick a worker ─► send ─► stream its tokens ─► settle
+
+Promise: at least once, one visible result. Every claim ends in exactly one settle, requeue or verdict of somebody else; the
+queue's token decides when two want to end the same job. One loop, one thread: nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from metamusesd.board import Board
+from metamusesd.dispatcher.endings import conclude, refusal
+from metamusesd.dispatcher.fleet import Fleet
+from metamusesd.dispatcher.ledger import Ledger
+from metamusesd.dispatcher.links import Hooks, Link
+from metamusesd.dispatcher.outbox import Outbox
+from metamusesd.dispatcher.pump import Pump
+from metamusesd.dispatcher.router import TierView, route
+from metamusesd.dispatcher.run import Back, End, Run
+from metamusesd.errors import MetamusesdError
+from metamusesd.job import encode_route, parse_request
+from metamusesd.log import Logger
+from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Verdict, Want
+from metamusesd.wire import Finished, Refused, Token
+
+
+class Dispatcher:
+    """Holds the claimed jobs of one host. `boot` gives it links and runs its loops."""
+
+    def __init__(
+        self, queue: Queue, board: Board, tiers: list[TierView], owner: str, log: Logger, *, lease_ms: int = 15_000,
+        max_crashes: int = 3,
+    ) -> None:  # fmt: skip
+        names = [tier.name for tier in tiers]
+        self.held: set[Run] = set()
+        self.ledger = Ledger(board, log)
+        self.outbox = Outbox(queue, self.overruled, self.ledger.redis)
+        self.pump = Pump(queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis)
+        hooks = Hooks(ready=_nothing, tokens=self.stream, ended=self._ended, lost=_nothing)
+        self.fleet = Fleet(board, names, hooks, self.pump.freed, log)
+        self.emptied = asyncio.Event()
+        self._tiers, self._log, self._alone_after = tiers, log, max(1, max_crashes - 1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher held={len(self.held)} {self.fleet} {self.pump}>"
+
+    async def process(self, claim: Claim) -> None:
+        """The journey of one job that was claimed for a worker, to its end."""
+        run = self.hold(claim)
+        link = self.fleet.pick(run)
+        if link is None:
+            run.finish(Back("no_capacity"))
+        elif claim.crashes >= self._alone_after:
+            await self._send_alone(run, link)
+        else:
+            link.send(run)
+        end = await run.end  # meanwhile `stream` passes its tokens on
+        await self.settle(run, end)
+
+    async def settle(self, run: Run, end: End) -> None:
+        """Write the end of a run, once; its lease is renewed until that is done."""
+        outcome = conclude(run, end, time.monotonic_ns())
+        verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
+        self.held.discard(run)
+        if not self.held:
+            self.emptied.set()
+        self.ledger.ended(run, end, outcome, verdict)
+
+    def take(self, claim: Claim) -> None:
+        """Stage 2: a claim has arrived."""
+        self.ledger.claimed(claim)
+        if claim.queue == INGRESS:
+            self.analyse(claim)
+        else:
+            task = asyncio.get_running_loop().create_task(self.process(claim))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def analyse(self, claim: Claim) -> None:
+        """Stage 3: name the tiers that may serve it; a body that nobody can serve ends here."""
+        try:
+            routing = route(parse_request(claim.body), self._tiers)
+        except MetamusesdError as error:
+            self.outbox.put(refusal(claim, error))
+            self.ledger.refused(error)
+            return
+        self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing)))
+
+    def hold(self, claim: Claim) -> Run:
+        """From here on its lease is renewed."""
+        run = Run(claim, asyncio.get_running_loop())
+        self.held.add(run)
+        self.emptied.clear()
+        return run
+
+    def stream(self, run: Run, token: Token) -> None:
+        """Stage 9: one step's text of one run."""
+        now_ns = time.monotonic_ns()
+        if not run.first_ns:
+            run.first_ns = now_ns
+            if run.link is not None:
+                run.link.computed(run)
+        self.ledger.token(run, now_ns)
+        offset = run.take(token)
+        if token.text and run.claim.stream:
+            run.asked_ns = now_ns
+            self.outbox.append(run, offset, token.text, token.tokens)
+
+    def overruled(self, run: Run, verdict: Verdict) -> None:
+        """The queue says that this run is not ours to finish: cancelled, past its deadline, or lost."""
+        if verdict is not Verdict.OK and not run.end.done():
+            self._drop(run, verdict)
+
+    def ask(self, silent_ns: int) -> None:
+        """Ask for the verdict on every run that has sent no text for so long."""
+        before_ns = time.monotonic_ns() - silent_ns
+        for run in self.held:
+            if run.asked_ns < before_ns and run.link is not None and not run.end.done():
+                run.asked_ns = time.monotonic_ns()
+                self.outbox.append(run, run.chars, "", 0)
+
+    async def drain(self, within_s: float) -> None:
+        """Claim no more; finish what can be finished in time, give back the rest, unburnt. Raises TimeoutError when Redis
+        did not take that in time: the next dispatcher takes it over."""
+        self.pump.stop()
+        try:
+            await asyncio.wait_for(self.emptied.wait(), within_s) if self.held else None
+        except TimeoutError:
+            for run in list(self.held):
+                self._drop(run, Back("drain"))
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=max(1.0, within_s))
+            if late:
+                raise TimeoutError(f"{len(late)} jobs could not be given back")
+
+    def _wants(self) -> list[Want]:
+        return self.fleet.wants()
+
+    def _drop(self, run: Run, end: End) -> None:
+        run.finish(end)
+        if run.link is not None:
+            run.link.cancel(run)
+            self._freed(run.link)
+
+    def _ended(self, run: Run, end: Finished | Refused) -> None:
+        run.finish(end)
+        if run.link is not None:
+            if type(end) is Refused:
+                self.fleet.refused(run.link)
+            self._freed(run.link)
+
+    def _freed(self, link: Link) -> None:
+        self.pump.freed(link.tier)
+
+    async def _send_alone(self, run: Run, link: Link) -> None:
+        """Workers died under this job: the next crash shall be its own. The worker is emptied first, and stays closed."""
+        link.load.closed = True
+        run.end.add_done_callback(lambda _: self._reopen(link))
+        await link.idle.wait()
+        if link.closed or link.fate is not None:
+            run.finish(Back("lost"))
+        elif not run.end.done():
+            link.send(run)
+
+    def _reopen(self, link: Link) -> None:
+        link.load.closed = False
+        self._freed(link)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("a job's journey failed", problem=f"{type(error).__name__}: {error}")
+
+
+def _nothing(_: Link) -> None:
+    """The fleet puts its own hook in this place."""

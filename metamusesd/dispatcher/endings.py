@@ -1,0 +1,94 @@
+"""Stage 10 · dispatcher · from how a run ended to what is written about its job. Pure.
+
+Finished, no error    done                      Lost        requeue (crashed), or failed when it must not restart
+… by its deadline     expired                   Refused     requeue, unburnt
+… retryable error     requeue (burnt), 3 times  Back        requeue, unburnt
+… another error       failed                    Verdict     nothing: somebody else has decided; `expired`: settle so
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metamusesd.dispatcher.run import Back, End, Lost, Run
+from metamusesd.errors import InvalidRequest, JobExpired, MetamusesdError, WorkerLost
+from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_result, parse_request
+from metamusesd.queues.base import Claim, Requeue, Settlement, Verdict
+from metamusesd.wire import Finished, Refused
+
+MOST_ATTEMPTS = 3
+
+
+def conclude(run: Run, end: End, now_ns: int) -> Settlement | Requeue | None:
+    """What to tell the queue; None: nothing."""
+    claim = run.claim
+    match end:
+        case Finished(error=None, reason="deadline") | Verdict.EXPIRED:
+            return _settle(run, now_ns, "expired", error=JobExpired().to_dict())
+        case Finished(error=None, reason="cancelled"):
+            return Requeue(claim.id, claim.token, "lost")  # nobody asked for it here: run it again
+        case Finished(error=None):
+            return _settle(run, now_ns, "done", end)
+        case Finished(error=error) if error and error.get("retryable") and claim.attempt < MOST_ATTEMPTS:
+            return Requeue(claim.id, claim.token, str(error.get("code", "error")), burn=True)
+        case Finished(error=error):
+            return _settle(run, now_ns, "failed", end, error)
+        case Lost(crashed=crashed, reason=reason):
+            if run.chars and not _may_restart(claim.body):
+                return _settle(run, now_ns, "failed", error=WorkerLost().to_dict())
+            return Requeue(claim.id, claim.token, reason, crashed=crashed)
+        case Refused(reason=reason):
+            return Requeue(claim.id, claim.token, reason)
+        case Back(reason=reason):
+            return Requeue(claim.id, claim.token, reason)
+    return None
+
+
+def refusal(claim: Claim, error: MetamusesdError) -> Settlement:
+    """The end of a job that cannot be served at all."""
+    result = Result(request_id=claim.id, state="failed", attempt=claim.attempt, error=error.to_dict())
+    return Settlement(claim.id, claim.token, "failed", encode_result(result))
+
+
+def _may_restart(body: bytes) -> bool:
+    try:
+        return parse_request(body).on_restart == "restart"
+    except InvalidRequest:
+        return True
+
+
+def _settle(
+    run: Run, now_ns: int, state: str, end: Finished | None = None, error: dict[str, Any] | None = None
+) -> Settlement:
+    claim, hello = run.claim, run.link.hello if run.link else None
+    usage = Usage()
+    if end is not None:
+        usage = Usage(
+            prompt_tokens=end.prompt_tokens, completion_tokens=end.completion_tokens, cached_tokens=end.cached_tokens
+        )
+    timings = _timings(run, now_ns)
+    result = Result(
+        request_id=claim.id, state=state, content=run.content, model_name=hello.model if hello else "",
+        model_digest=hello.digest if hello else "", tier=hello.tier if hello else "", latency_ms=timings.total_ms,
+        tokens_generated=usage.completion_tokens, finish_reason=end.reason if end else "", usage=usage, timings=timings,
+        route=_route(claim.route), attempt=claim.attempt, worker=hello.worker if hello else "", error=error,
+        logprobs=run.logprobs,
+    )  # fmt: skip
+    return Settlement(claim.id, claim.token, state, encode_result(result))
+
+
+def _route(raw: bytes) -> Route | None:
+    return decode_route(raw) if raw else None
+
+
+def _timings(run: Run, now_ns: int) -> Timings:
+    """Times before the claim are the server's, after it our own monotonic ones."""
+    queue_ms = float(run.queued_ms)
+    first_ms = (run.first_ns - run.claimed_ns) / 1e6 if run.first_ns else 0.0
+    total_ms = queue_ms + (now_ns - run.claimed_ns) / 1e6
+    return Timings(
+        queue_ms=queue_ms,
+        ttft_ms=round(queue_ms + first_ms, 3) if run.first_ns else 0.0,
+        decode_ms=round((now_ns - run.first_ns) / 1e6, 3) if run.first_ns else 0.0,
+        total_ms=round(total_ms, 3),
+    )

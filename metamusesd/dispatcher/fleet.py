@@ -1,0 +1,167 @@
+"""Stages 6, 7 · dispatcher · the live workers: links come and go by the supervisor's word, and a run finds its worker here.
+
+link   (from the supervisor) ─► connect ─► HELLO ─► the worker can be picked
+EOF    ─► nobody picks it any more; its runs wait for the evidence:
+unlink (from the supervisor): how it ended · a newer link: it lives, only the pipe broke · nothing in time: a crash
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+from metamusesd.board import Board, rates
+from metamusesd.dispatcher.links import Hooks, Link
+from metamusesd.dispatcher.run import Lost, Run
+from metamusesd.dispatcher.scheduler import pick, wants
+from metamusesd.errors import InvalidRequest
+from metamusesd.job import InferenceRequest, parse_request
+from metamusesd.log import Logger
+from metamusesd.queues.base import Want
+
+EVIDENCE_S = 0.5  # how long after EOF the supervisor may take to say how the worker ended
+REFUSED_PAUSE_S = 0.05
+WARM_PREFIXES = 32
+GUESSED_MAX_TOKENS = 256
+
+
+class Fleet:
+    """All links of one dispatcher. `freed` hears of every place that becomes free."""
+
+    def __init__(self, board: Board, tiers: list[str], hooks: Hooks, freed: Callable[[str], None], log: Logger) -> None:
+        self.ready: dict[str, list[Link]] = {tier: [] for tier in tiers}
+        self._links: dict[int, Link] = {}  # by row: the newest one
+        self._lost: set[Link] = set()  # EOF seen, evidence not
+        self._warm: dict[str, OrderedDict[bytes, None]] = {}  # worker → digests of prompt beginnings
+        self._board, self._freed, self._log = board, freed, log
+        self._hooks = replace(hooks, ready=self._greeted, lost=self._closed)
+
+    def __repr__(self) -> str:
+        return f"<Fleet {[link for links in self.ready.values() for link in links]}>"
+
+    @property
+    def size(self) -> int:
+        """Workers that can be picked."""
+        return sum(len(links) for links in self.ready.values())
+
+    # the supervisor's word
+
+    async def connect(self, row: int, epoch: int, worker: str, tier: str, fd: int) -> None:
+        """A fresh pipe. An older one of this row is over, but its worker lives unless `unlink` said otherwise."""
+        older = self._links.get(row)
+        if older is not None:
+            self._judge(older, Lost(crashed=False, reason="lost"))
+            older.close()
+        link = self._links[row] = Link(row, epoch, worker, tier, self._board, self._hooks, self._log)
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=sock)
+
+    def unlink(self, row: int, epoch: int, exit: int | None, hung: bool) -> None:
+        """This worker died, and how. Leaving with 0 is no crash."""
+        link = self._links.get(row)
+        if link is not None and link.epoch == epoch:
+            self._warm.pop(link.worker, None)
+            self._judge(link, Lost(crashed=hung or exit != 0))
+
+    def _greeted(self, link: Link) -> None:
+        self.ready.setdefault(link.tier, []).append(link)
+        self._log.info("worker linked", worker=link.worker, epoch=link.epoch, tier=link.tier)
+        self._freed(link.tier)
+
+    def _closed(self, link: Link) -> None:
+        """EOF or garbage. The runs wait a moment for the evidence."""
+        self._retire(link)
+        if link.fate is not None:
+            self._release(link)
+        elif link.runs:
+            self._lost.add(link)
+            asyncio.get_running_loop().call_later(EVIDENCE_S, self._judge, link, Lost(crashed=True))
+
+    def _judge(self, link: Link, fate: Lost) -> None:
+        """How its runs ended. The first word counts; with words of the worker still in the pipe, EOF comes first."""
+        if link.fate is None:
+            link.fate = fate
+            self._retire(link)
+            if link.closed:
+                self._release(link)
+            else:
+                asyncio.get_running_loop().call_later(EVIDENCE_S, link.close)
+
+    def _release(self, link: Link) -> None:
+        self._lost.discard(link)
+        assert link.fate is not None
+        for run in list(link.runs.values()):
+            link.release(run)
+            run.finish(link.fate)
+
+    def _retire(self, link: Link) -> None:
+        if link in self.ready.get(link.tier, ()):
+            self.ready[link.tier].remove(link)
+
+    # the scheduler's door
+
+    def wants(self) -> list[Want]:
+        """What could be claimed for the free places now."""
+        return wants({tier: [link.load for link in links] for tier, links in self.ready.items() if links})
+
+    def pick(self, run: Run) -> Link | None:
+        """Stage 6. None: no worker of its tier has room."""
+        links = self.ready.get(run.claim.queue, [])
+        if len(links) == 1:
+            return links[0] if links[0].load.room(run.claim.priority) else None
+        try:
+            request = parse_request(run.claim.body)
+        except InvalidRequest:
+            request = None
+        key = prefix_digest(request) if request else b""
+        most = request.params.max_tokens if request else None
+        warm = [place for place, link in enumerate(links) if key and key in self._warm.get(link.worker, ())]
+        loads = [link.load for link in links]
+        place = pick(loads, run.claim.priority, run.prompt_estimate, most or GUESSED_MAX_TOKENS, warm)
+        if place is None:
+            return None
+        self._remember(links[place].worker, key)
+        return links[place]
+
+    def refused(self, link: Link) -> None:
+        """The worker had no room after all: leave it alone for a moment."""
+        link.load.paused = True
+        asyncio.get_running_loop().call_later(REFUSED_PAUSE_S, self._resume, link)
+
+    def refresh(self) -> None:
+        """Read the measured rates off the board."""
+        for links in self.ready.values():
+            for link in links:
+                if (row := self._board.workers[link.row].read()) is not None:
+                    link.load.prefill_rate, link.load.decode_rate = rates(row)
+
+    def progress_ns(self, link: Link) -> int:
+        """When this worker last showed that it gets on, and the length of its steps; for the renewal of leases."""
+        row = self._board.workers[link.row]
+        return max(row.get("beat_ns"), row.get("last_step_ns")) + 20 * row.get("step_ns")
+
+    def _resume(self, link: Link) -> None:
+        link.load.paused = False
+        self._freed(link.tier)
+
+    def _remember(self, worker: str, key: bytes) -> None:
+        if key:
+            known = self._warm.setdefault(worker, OrderedDict())
+            known[key] = None
+            known.move_to_end(key)
+            if len(known) > WARM_PREFIXES:
+                known.popitem(last=False)
+
+
+def prefix_digest(request: InferenceRequest) -> bytes:
+    """What names the beginning of a prompt: the persona with its traits, or the system message. Empty: nothing to share."""
+    system = next((message.content for message in request.messages or () if message.role == "system"), "")
+    text = request.persona or system
+    if not text:
+        return b""
+    return hashlib.blake2b(f"{text}\0{request.personality_traits}".encode(), digest_size=8).digest()

@@ -1,0 +1,114 @@
+"""All stages · dispatcher · what is written down for people: metrics, the dispatcher's row of the board, the log."""
+
+from __future__ import annotations
+
+import time
+
+from metamusesd.board import Board
+from metamusesd.dispatcher.run import End, Run
+from metamusesd.errors import MetamusesdError, QueueUnavailable
+from metamusesd.job import Priority
+from metamusesd.log import Logger
+from metamusesd.metrics import MetricsPage
+from metamusesd.queues.base import Claim, Depth, Requeue, Settlement, Verdict
+from metamusesd.wire import Finished
+
+_CLASSES = {priority.value: priority.name.lower() for priority in Priority}
+
+
+class Ledger:
+    """Counts and writes; decides nothing."""
+
+    def __init__(self, board: Board, log: Logger) -> None:
+        self.redis_ok = False
+        self.claims = self.settled = 0
+        self._board, self._log = board, log
+        self._page = MetricsPage(board.metric_words)
+
+    def claimed(self, claim: Claim) -> None:
+        """Stage 2."""
+        self.claims += 1
+        self._page.count("claims_total", claim.queue)
+
+    def refused(self, error: MetamusesdError) -> None:
+        """A body that nobody can serve."""
+        self.settled += 1
+        self._page.count("requests_total", "failed")
+        self._log.info("job refused", code=error.code)
+
+    def token(self, run: Run, now_ns: int) -> None:
+        """One step's text."""
+        if run.token_ns:
+            self._page.observe("inter_token_latency_seconds", run.claim.queue, (now_ns - run.token_ns) / 1e9)
+        run.token_ns = now_ns
+
+    def ended(self, run: Run, end: End, outcome: Settlement | Requeue | None, verdict: Verdict) -> None:
+        """Stage 10, after the queue has answered."""
+        if isinstance(outcome, Requeue):
+            self._page.count("request_restarts_total", outcome.reason)
+            self._log.info("job given back", job=run.claim.id, reason=outcome.reason, crashed=outcome.crashed)
+        elif outcome is None or verdict is not Verdict.OK:
+            self._log.info(
+                "job was ended elsewhere", job=run.claim.id, verdict=str(end if outcome is None else verdict)
+            )
+        else:
+            self._settled(run, end, outcome)
+
+    def _settled(self, run: Run, end: End, outcome: Settlement) -> None:
+        self.settled += 1
+        page, tier = self._page, run.claim.queue
+        label = f"{tier}/{_CLASSES[run.claim.priority]}"
+        queued_s, ran_s = run.queued_ms / 1000, (time.monotonic_ns() - run.claimed_ns) / 1e9
+        page.count("requests_total", outcome.state)
+        page.observe("request_queue_time_seconds", label, queued_s)
+        page.observe("e2e_request_latency_seconds", label, queued_s + ran_s)
+        if run.first_ns:
+            page.observe("time_to_first_token_seconds", label, queued_s + (run.first_ns - run.claimed_ns) / 1e9)
+        if type(end) is Finished:
+            page.count("prompt_tokens_total", tier, end.prompt_tokens)
+            page.count("generation_tokens_total", tier, end.completion_tokens)
+            page.count("prefix_cache_queries_total", tier, end.prompt_tokens)
+            page.count("prefix_cache_hits_total", tier, end.cached_tokens)
+            page.observe("request_prefill_time_seconds", tier, end.prefill_ms / 1e3)
+            page.observe("request_decode_time_seconds", tier, end.decode_ms / 1e3)
+            if end.error is None:
+                page.count("request_success_total", end.reason)
+
+    # the board
+
+    def started(self, pid: int, epoch: int) -> None:
+        """Once, at boot."""
+        now_ns = time.monotonic_ns()
+        self._board.dispatcher.clear()
+        self._board.dispatcher.write(beat_ns=now_ns, started_ns=now_ns, pid=pid, epoch=epoch, redis_since_ns=now_ns)
+
+    def beat(self, running: int, workers: int, draining: bool, lag_ns: int) -> None:
+        """Several times a second."""
+        self._board.dispatcher.write(
+            beat_ns=time.monotonic_ns(), running=running, workers=workers, draining=int(draining), loop_lag_ns=lag_ns,
+            redis_ok=int(self.redis_ok), claims=self.claims, settled=self.settled,
+        )  # fmt: skip
+
+    def redis(self, error: QueueUnavailable | None) -> None:
+        """Redis went (the reason) or came back (None)."""
+        if error is not None:
+            self._page.count("queue_errors_total", "unavailable")
+        if self.redis_ok == (error is None):
+            return
+        self.redis_ok = error is None
+        self._board.dispatcher.write(redis_ok=int(self.redis_ok), redis_since_ns=time.monotonic_ns())
+        if error is None:
+            self._log.info("redis is back")
+        else:
+            self._log.warning("redis cannot be asked", problem=error.message)
+
+    def depths(self, depths: list[Depth]) -> None:
+        """Once a second."""
+        values = {}
+        for depth in depths:
+            low, normal, high, critical = depth.by_class
+            queue = depth.queue
+            values |= {f"{queue}.low": low, f"{queue}.normal": normal, f"{queue}.high": high}
+            values |= {f"{queue}.critical": critical, f"{queue}.oldest_ms": max(0, depth.oldest_ms)}
+        self._board.queues.write(**values)
+        self._board.dispatcher.write(queues_ns=time.monotonic_ns())

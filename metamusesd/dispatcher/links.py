@@ -1,0 +1,157 @@
+"""Stages 7, 9 · dispatcher · its ends of the workers' pipes: orders of one moment in one frame, events to their runs.
+
+A Link is one epoch of one pipe. It can be used after the worker's HELLO, and it is over at EOF or at garbage; what its runs
+then become is decided by the fleet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from metamusesd.board import Board
+from metamusesd.dispatcher.run import Lost, Run
+from metamusesd.dispatcher.scheduler import WorkerLoad
+from metamusesd.errors import WireError
+from metamusesd.log import Logger
+from metamusesd.wire import Finished, Frame, FrameReader, Generate, Hello, Refused, Token, encode
+
+FULL_BYTES = 16 * 1024 * 1024  # unread by the worker: it is stuck, and the supervisor will see it
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a link tells the dispatcher."""
+
+    ready: Callable[[Link], None]
+    tokens: Callable[[Run, Token], None]
+    ended: Callable[[Run, Finished | Refused], None]
+    lost: Callable[[Link], None]
+
+
+class Link(asyncio.Protocol):
+    """One pipe to one worker."""
+
+    def __init__(self, row: int, epoch: int, worker: str, tier: str, board: Board, hooks: Hooks, log: Logger) -> None:
+        self.row, self.epoch, self.worker, self.tier = row, epoch, worker, tier
+        self.hello: Hello | None = None
+        self.load = WorkerLoad(0, 0)
+        self.runs: dict[int, Run] = {}
+        self.closed = False
+        self.fate: Lost | None = None  # how its worker ended, once that is known
+        self.idle: asyncio.Event = asyncio.Event()
+        self._board, self._hooks, self._log = board, hooks, log
+        self._reader = FrameReader(epoch)
+        self._transport: asyncio.Transport | None = None
+        self._handles = 0
+        self._orders: list[Generate] = []
+        self._cancels: list[int] = []
+        self._flushing = False
+        self.idle.set()
+        board.reset_frames_sent(row)
+
+    def __repr__(self) -> str:
+        return f"<Link {self.worker} epoch={self.epoch} runs={len(self.runs)}{' closed' if self.closed else ''}>"
+
+    def send(self, run: Run) -> None:
+        """Stage 7: order this run. It leaves with the others of this turn of the loop."""
+        self._handles += 1
+        run.link, run.handle = self, self._handles
+        self.runs[run.handle] = run
+        self.idle.clear()
+        claim = run.claim
+        self.load.by_class[claim.priority] += 1
+        self.load.prompt_tokens += run.prompt_estimate
+        order = Generate(run.handle, claim.priority, claim.body, False, run.deadline_in_ms(), claim.id, claim.attempt)
+        self._orders.append(order)
+        self._soon()
+
+    def cancel(self, run: Run) -> None:
+        """The worker may drop it; nothing more is heard of it here."""
+        if self.release(run) and not self.closed:
+            self._cancels.append(run.handle)
+            self._soon()
+
+    def release(self, run: Run) -> bool:
+        """It holds no place any more. False: it held none."""
+        if self.runs.pop(run.handle, None) is None:
+            return False
+        self.load.by_class[run.claim.priority] -= 1
+        if not run.first_ns:
+            self.computed(run)
+        if not self.runs:
+            self.idle.set()
+        return True
+
+    def computed(self, run: Run) -> None:
+        """Its prompt is behind it."""
+        self.load.prompt_tokens -= run.prompt_estimate
+
+    def close(self) -> None:
+        """Hang up. Legal twice."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        orders, cancels = self._orders, self._cancels
+        self._orders, self._cancels = [], []
+        if self.closed or self._transport is None:
+            return
+        if orders:
+            self._write(Frame.GENERATE, orders)
+        if cancels:
+            self._write(Frame.CANCEL, cancels)
+
+    def _write(self, frame: Frame, payload: object) -> None:
+        assert self._transport is not None
+        self._transport.write(encode(frame, self.epoch, payload))
+        self._board.add_frame_sent(self.row)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame, payload in self._reader.feed(data):
+                if frame is Frame.EVENTS:
+                    self._demultiplex(payload)
+                elif frame is Frame.HELLO:
+                    self._greet(payload)
+                else:
+                    raise WireError(f"a dispatcher does not take {frame.name}")
+        except WireError as error:
+            self._log.error("garbage on the pipe", worker=self.worker, problem=error.message)
+            self.close()
+
+    def _greet(self, hello: Hello) -> None:
+        self.hello, self.tier = hello, hello.tier or self.tier
+        self.load.slots, self.load.reserve_slots = hello.slots, hello.reserve_slots
+        self._hooks.ready(self)
+
+    def _demultiplex(self, events: list[Token | Finished | Refused]) -> None:
+        """Stage 9. A handle that is not known was cancelled here a moment ago."""
+        runs, hooks = self.runs, self._hooks
+        for event in events:
+            run = runs.get(event.handle)
+            if run is None:
+                continue
+            if type(event) is Token:
+                hooks.tokens(run, event)
+            else:
+                self.release(run)
+                hooks.ended(run, event)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.idle.set()
+        self._hooks.lost(self)

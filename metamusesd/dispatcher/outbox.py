@@ -1,0 +1,151 @@
+"""Stages 9, 10 · dispatcher · what is to be written to the queue, gathered: one call a kind and a moment, for all jobs.
+
+While one round of calls is under way, the next gathers. Text of one job is merged. Redis away: everything is kept and sent
+again after a pause; that is bounded, because only held jobs put something in, and a job's text by its max_tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from metamusesd.dispatcher.run import Run
+from metamusesd.errors import QueueUnavailable
+from metamusesd.queues.base import Append, Queue, Requeue, Settlement, Verdict
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+def pause_s(tries: int) -> float:
+    """How long to wait after the n-th failure in a row."""
+    return min(FIRST_PAUSE_S * 2 ** min(tries, 16), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Unwritten text of one run; none: only the verdict is wanted."""
+
+    offset: int
+    text: str
+    tokens: int
+
+
+class Outbox:
+    """Writes for all runs. `verdict` hears of every append that was not answered ok, `trouble` of Redis going and coming."""
+
+    def __init__(
+        self, queue: Queue, verdict: Callable[[Run, Verdict], None], trouble: Callable[[QueueUnavailable | None], None]
+    ) -> None:
+        self._queue, self._verdict, self._trouble = queue, verdict, trouble
+        self._pieces: dict[Run, _Piece] = {}
+        self._ends: list[tuple[Settlement, asyncio.Future[Verdict]]] = []
+        self._backs: list[tuple[Requeue, asyncio.Future[Verdict]]] = []
+        self._posted = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Outbox appends={len(self._pieces)} settles={len(self._ends)} requeues={len(self._backs)}>"
+
+    def append(self, run: Run, offset: int, text: str, tokens: int) -> None:
+        """New text of a run; empty text asks for the verdict."""
+        piece = self._pieces.get(run)
+        if piece is None:
+            self._pieces[run] = _Piece(offset, text, tokens)
+            self._posted.set()
+        elif not piece.text:
+            piece.offset, piece.text, piece.tokens = offset, text, tokens
+        elif text:
+            piece.text += text
+            piece.tokens += tokens
+
+    def put(self, what: Settlement | Requeue) -> asyncio.Future[Verdict]:
+        """The end of a run; the future gets the verdict, however long Redis takes."""
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        if type(what) is Settlement:
+            self._ends.append((what, future))
+        else:
+            self._backs.append((what, future))  # type: ignore[arg-type]
+        self._posted.set()
+        return future
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        tries = 0
+        while True:
+            await self._posted.wait()
+            self._posted.clear()
+            try:
+                await self._round()
+            except QueueUnavailable as error:
+                self._trouble(error)
+                await asyncio.sleep(pause_s(tries))
+                tries += 1
+                self._posted.set()
+                continue
+            if tries:
+                tries = 0
+                self._trouble(None)
+
+    async def _round(self) -> None:
+        """One call of each kind that is needed. Calls of one moment keep their order on the way: text before its end."""
+        calls = []
+        if self._pieces:
+            pieces, self._pieces = self._pieces, {}
+            calls.append(self._append(pieces))
+        if self._ends:
+            ends, self._ends = self._ends, []
+            calls.append(self._settle(ends))
+        if self._backs:
+            backs, self._backs = self._backs, []
+            calls.append(self._requeue(backs))
+        if len(calls) == 1:
+            await calls[0]
+        elif calls:
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+
+    async def _append(self, pieces: dict[Run, _Piece]) -> None:
+        entries = [
+            Append(run.claim.id, run.claim.token, piece.offset, piece.text, piece.tokens)
+            for run, piece in pieces.items()
+        ]
+        try:
+            verdicts = await self._queue.append(entries)
+        except QueueUnavailable:
+            self._keep(pieces)
+            raise
+        for run, verdict in zip(pieces, verdicts, strict=True):
+            if verdict is not Verdict.OK:
+                self._verdict(run, verdict)
+
+    def _keep(self, pieces: dict[Run, _Piece]) -> None:
+        """Put unsent text back before what came after it."""
+        later, self._pieces = self._pieces, pieces
+        for run, piece in later.items():
+            self.append(run, piece.offset, piece.text, piece.tokens)
+
+    async def _settle(self, ends: list[tuple[Settlement, asyncio.Future[Verdict]]]) -> None:
+        try:
+            verdicts = await self._queue.settle([end for end, _ in ends])
+        except QueueUnavailable:
+            self._ends[:0] = ends
+            raise
+        _answer(ends, verdicts)
+
+    async def _requeue(self, backs: list[tuple[Requeue, asyncio.Future[Verdict]]]) -> None:
+        try:
+            verdicts = await self._queue.requeue([back for back, _ in backs])
+        except QueueUnavailable:
+            self._backs[:0] = backs
+            raise
+        _answer(backs, verdicts)
+
+
+def _answer(waiting: list[tuple[Any, asyncio.Future[Verdict]]], verdicts: list[Verdict]) -> None:
+    for (_, future), verdict in zip(waiting, verdicts, strict=True):
+        if not future.done():
+            future.set_result(verdict)

@@ -1,0 +1,96 @@
+"""All stages · dispatcher · what is done again and again: beat, renew, reap, look at the queues.
+
+The beat never waits for Redis: the supervisor takes a dispatcher without a beat for hung. Everything else waits for Redis
+and only skips a turn when it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from metamusesd.board import QUEUES
+from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.errors import QueueUnavailable
+from metamusesd.queues.base import Host, Queue, Suspect
+
+BEAT_S = 0.05
+SILENT_NS = 50_000_000
+SURVEY_S = 1.0
+REAP_S = 1.0
+HOST_TTL_S = 10.0
+
+
+class Rounds:
+    """The periodic duties of one dispatcher. Each method runs until it is cancelled."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, queue: Queue, owner: str, tiers: list[str], lease_ms: int, hang_s: float
+    ) -> None:
+        self.draining = False
+        self._dispatcher, self._queue, self._owner, self._tiers = dispatcher, queue, owner, tiers
+        self._lease_ms, self._hang_ns = lease_ms, int(hang_s * 1e9)
+
+    async def beat(self) -> None:
+        """Show that the loop turns, and ask about runs that say nothing."""
+        dispatcher, due_ns = self._dispatcher, time.monotonic_ns()
+        while True:
+            lag_ns = max(0, time.monotonic_ns() - due_ns)
+            dispatcher.ledger.beat(len(dispatcher.held), dispatcher.fleet.size, self.draining, lag_ns)
+            dispatcher.fleet.refresh()
+            if dispatcher.held and dispatcher.ledger.redis_ok:
+                dispatcher.ask(SILENT_NS)
+            due_ns = time.monotonic_ns() + int(BEAT_S * 1e9)
+            await asyncio.sleep(BEAT_S)
+
+    async def renew(self) -> None:
+        """Prolong all leases three times in their life; not those of a worker that has stopped getting on."""
+        while True:
+            await asyncio.sleep(self._lease_ms / 3000)
+            dispatcher, now_ns = self._dispatcher, time.monotonic_ns()
+            runs = [run for run in dispatcher.held if run.link is None or self._gets_on(run.link, now_ns)]
+            if not runs:
+                continue
+            try:
+                pairs = [(run.claim.id, run.claim.token) for run in runs]
+                verdicts = await self._queue.renew(pairs, lease_ms=self._lease_ms)
+            except QueueUnavailable as error:
+                dispatcher.ledger.redis(error)
+                continue
+            for run, verdict in zip(runs, verdicts, strict=True):
+                dispatcher.overruled(run, verdict)
+
+    async def reap(self) -> None:
+        """Sweep what nobody holds any more. A lease is reaped only when two sweeps saw it expired, this interval apart."""
+        suspects: tuple[Suspect, ...] = ()
+        while True:
+            await asyncio.sleep(REAP_S * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
+            try:
+                reaped = await self._queue.reap(self._owner, suspects)
+            except QueueUnavailable as error:
+                self._dispatcher.ledger.redis(error)
+                suspects = ()  # Redis did not answer in between: doubt again from the start
+                continue
+            suspects = await self._waited(reaped.suspects)
+
+    async def survey(self) -> None:
+        """Queue depths for the board; this host's name among the living."""
+        host = Host(self._owner, tuple(self._tiers))
+        while True:
+            try:
+                self._dispatcher.ledger.depths(await self._queue.depths(QUEUES))
+                await self._queue.announce(host, HOST_TTL_S)
+                self._dispatcher.ledger.redis(None)
+            except QueueUnavailable as error:
+                self._dispatcher.ledger.redis(error)
+            await asyncio.sleep(SURVEY_S)
+
+    async def _waited(self, suspects: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
+        """Between two looks at a lease its holder must have had the time to renew it."""
+        if suspects:
+            await asyncio.sleep(max(0.0, self._lease_ms / 3000 - REAP_S))
+        return suspects
+
+    def _gets_on(self, link: object, now_ns: int) -> bool:
+        return now_ns - self._dispatcher.fleet.progress_ns(link) < self._hang_ns  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+"""Stages 7 to 10 · dispatcher · one claimed job while this dispatcher holds it, and how such a run can end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metamusesd.queues.base import Claim, Verdict
+from metamusesd.wire import Finished, Refused, Token
+
+if TYPE_CHECKING:
+    from metamusesd.dispatcher.links import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Its worker is gone. `crashed`: it died, and this job was one of those it died under."""
+
+    crashed: bool
+    reason: str = "worker_died"
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """It is given back before its end: no room, or a drain."""
+
+    reason: str
+
+
+End = Finished | Refused | Lost | Back | Verdict
+
+
+class Run:
+    """What is known of one attempt. One writer: the dispatcher's loop."""
+
+    __slots__ = (
+        "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "handle", "link", "logprobs", "parts",
+        "prompt_estimate", "token_ns", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
+        self.claim = claim
+        self.claimed_ns = self.asked_ns = time.monotonic_ns()
+        self.first_ns = self.token_ns = 0
+        self.end: asyncio.Future[End] = loop.create_future()
+        self.link: Link | None = None
+        self.handle = 0
+        self.parts: list[str] = []
+        self.chars = self.tokens = 0
+        self.prompt_estimate = len(claim.body) // 4
+        self.logprobs: list[object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run {self.claim.id} attempt={self.claim.attempt} on={self.link} tokens={self.tokens}>"
+
+    def finish(self, end: End) -> None:
+        """The first end counts."""
+        if not self.end.done():
+            self.end.set_result(end)
+
+    def take(self, token: Token) -> int:
+        """Add a step's text; returns its offset in characters."""
+        offset = self.chars
+        if token.text:
+            self.parts.append(token.text)
+            self.chars += len(token.text)
+        self.tokens += token.tokens
+        if token.logprobs is not None:
+            self.logprobs = [*(self.logprobs or ()), *token.logprobs]
+        return offset
+
+    @property
+    def content(self) -> str:
+        """All the text so far."""
+        return "".join(self.parts)
+
+    @property
+    def queued_ms(self) -> int:
+        """From submit to the claim, on the server's clock."""
+        return max(0, self.claim.claimed_ms - self.claim.submitted_ms)
+
+    def deadline_in_ms(self) -> int:
+        """For the worker: from now; 0: none; never under 1."""
+        if not self.claim.deadline_ms:
+            return 0
+        passed_ms = (time.monotonic_ns() - self.claimed_ns) // 1_000_000
+        return max(1, self.claim.deadline_ms - self.claim.claimed_ms - passed_ms)

@@ -1,0 +1,111 @@
+"""Stage 8 · worker · from the fork to the step loop: load the model, say so, run.
+
+Exit codes: 0 asked to leave; 78 (control.EXIT_BAD_CONFIG) the model can never be loaded; 70 it could not be loaded this time;
+71 the loop itself failed.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+from dataclasses import asdict
+
+from metamusesd import control
+from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth
+from metamusesd.engines.base import Engine, EngineSpec
+from metamusesd.engines.choice import make_engine
+from metamusesd.errors import EngineError, MetamusesdError, ModelLoadFailed
+from metamusesd.log import get_logger
+from metamusesd.models import digest_of
+from metamusesd.wire import Hello
+from metamusesd.worker.row import Row
+from metamusesd.worker.worker import Worker
+
+LOADING_BEAT_S = 0.5
+
+
+def main(birth: Birth) -> int:
+    """A worker's whole life; returns its exit code. Call it in the forked child, on its main thread."""
+    faulthandler.enable()  # SIGABRT from the supervisor, a crash in C: the stacks go to standard error
+    log = get_logger(birth.name, pid=os.getpid())
+    row = Row(birth.board.workers[birth.row])
+    try:
+        spec = engine_spec(birth)
+        engine = _load(spec, row)
+    except MetamusesdError as error:
+        permanent = isinstance(error, EngineError) and not error.retryable
+        log.error("model not loaded", code=error.code, problem=error.message)
+        control.send(birth.control, {"say": "failed", "error": error.to_dict(), "permanent": permanent})
+        return EXIT_BAD_CONFIG if permanent else EXIT_BOOT
+    info = engine.info
+    row.loaded(info.slots, info.reserve_slots)
+    control.send(birth.control, {"say": "ready", "engine": spec.engine, **asdict(info)})
+    log.info("ready", model=info.name, engine=spec.engine, slots=info.slots, context=info.context)
+    worker = Worker(engine, birth.control, lambda: _hello(birth, spec, engine), row, log)
+    signal.signal(signal.SIGTERM, worker.leave)
+    try:
+        worker.run()
+    except Exception as error:
+        log.error("step loop failed", problem=f"{type(error).__name__}: {error}")
+        faulthandler.dump_traceback()
+        return EXIT_DIED
+    engine.close()
+    return 0
+
+
+def engine_spec(birth: Birth) -> EngineSpec:
+    """What to load, out of the configuration and the placement. Raises ModelNotFound or ModelLoadFailed."""
+    assert birth.worker is not None
+    worker = birth.worker
+    model = birth.config.models[worker.model]
+    engine = "llamacpp" if model.engine == "auto" else model.engine
+    path, digest = "", model.digest
+    if engine != "echo":
+        path = str(birth.config.model_path(model))
+        digest = digest_of(path)
+        if model.digest and model.digest != digest:
+            raise ModelLoadFailed(f"{path} has digest {digest}; models.{worker.model}.digest says {model.digest}")
+    return EngineSpec(
+        engine=engine, model_name=worker.model, model_path=path, model_digest=digest, slots=worker.slots,
+        reserve_slots=worker.reserve_slots, context=model.context, kv_cells=model.kv_cells, threads=worker.threads,
+        gpu_layers=_gpu_layers(model.gpu_layers, bool(worker.gpus)), flash_attention=model.flash_attention,
+        prefill_ratio=model.prefill_ratio, yield_limit_s=model.yield_limit_s, default_max_tokens=model.max_tokens,
+        default_temperature=model.temperature, default_top_p=model.top_p, options=dict(model.options),
+    )  # fmt: skip
+
+
+def _gpu_layers(asked: int, has_gpu: bool) -> int:
+    """-1 in the configuration: all layers if there is a GPU. More layers than a model has means all."""
+    if asked >= 0:
+        return asked
+    return 9999 if has_gpu else 0
+
+
+def _load(spec: EngineSpec, row: Row) -> Engine:
+    """Load while a thread beats, so that a long load is not taken for a hang."""
+    loaded = threading.Event()
+
+    def beat() -> None:
+        row.loading()
+        while not loaded.wait(LOADING_BEAT_S):
+            row.loading()
+
+    beating = threading.Thread(target=beat, name="loading-beat", daemon=True)
+    beating.start()
+    try:
+        return make_engine(spec)
+    finally:
+        loaded.set()
+        beating.join()
+
+
+def _hello(birth: Birth, spec: EngineSpec, engine: Engine) -> Hello:
+    info = engine.info
+    tier = birth.worker.tier if birth.worker else ""
+    return Hello(
+        worker=birth.name, tier=tier, model=info.name, digest=info.digest, architecture=info.architecture,
+        context=info.context, slots=info.slots, reserve_slots=info.reserve_slots, template_digest=info.template_digest,
+        pid=os.getpid(), generation=birth.generation, engine=spec.engine,
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Stages 7, 9 · worker · its end of one pipe: frames in, a bounded buffer of frames out, never blocking.
+
+One Pipe is one epoch. A reader that is slow fills the buffer; `full` then tells the step loop to pause instead of growing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from metamusesd.wire import Frame, FrameReader, encode
+
+READ_BYTES = 256 * 1024
+FULL_BYTES = 4 * 1024 * 1024
+
+
+class Pipe:
+    """The worker's end of one socketpair."""
+
+    def __init__(self, fd: int, epoch: int) -> None:
+        self.epoch = epoch
+        self.frames = 0  # received
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._reader = FrameReader(epoch)
+        self._out = bytearray()
+
+    def __repr__(self) -> str:
+        return f"<Pipe epoch={self.epoch} frames={self.frames} waiting={len(self._out)}B>"
+
+    def fileno(self) -> int:
+        """For the selector."""
+        return self._socket.fileno()
+
+    @property
+    def waiting(self) -> bool:
+        """Bytes wait for the reader: watch for writability."""
+        return bool(self._out)
+
+    @property
+    def full(self) -> bool:
+        """The reader is far behind: make nothing more for it now."""
+        return len(self._out) > FULL_BYTES
+
+    def receive(self) -> Iterator[tuple[Frame, Any]]:
+        """All frames that are there. Raises EOFError when the other end is gone, WireError on garbage."""
+        while True:
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise EOFError(str(error)) from error
+            if not data:
+                raise EOFError
+            for frame in self._reader.feed(data):
+                self.frames += 1
+                yield frame
+            if len(data) < READ_BYTES:
+                return
+
+    def send(self, frame: Frame, payload: Any) -> None:
+        """Queue one frame and write what the socket takes."""
+        self._out += encode(frame, self.epoch, payload)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write on. A reader that is gone shows itself as EOF in `receive`."""
+        out = self._out
+        try:
+            while out:
+                sent = self._socket.send(out)
+                del out[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            out.clear()
+
+    def close(self) -> None:
+        """The other side sees EOF. Legal twice."""
+        self._socket.close()

@@ -1,0 +1,97 @@
+"""Stage 8 · worker · parse, render and tokenize beside the step thread, so that a long prompt stalls nobody's tokens.
+
+One thread, in order. It only calls `engine.prepare`; what it made waits in `take()` until the step loop collects it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+from metamusesd.engines.base import Engine, Prepared, Task
+from metamusesd.errors import EngineFailed, MetamusesdError
+from metamusesd.job import InferenceRequest, Priority, parse_request
+from metamusesd.wire import Generate
+
+INLINE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one Generate: `prepared`, or the error that ends it."""
+
+    epoch: int
+    order: Generate
+    deadline_ns: int
+    prepared: Prepared | None = None
+    error: MetamusesdError | None = None
+
+
+class Preparing:
+    """Turns Generates into Prepared tasks. All methods belong to the step thread; `fd` is readable when something is made."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.pending = 0  # handed in and not yet taken
+        self._engine = engine
+        self._orders: queue.SimpleQueue[tuple[int, Generate, int]] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[Made] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def now(self, epoch: int, order: Generate, deadline_ns: int) -> Made | None:
+        """Prepare on the caller's thread if that is sure to be quick; else None. For an idle engine: nobody is stalled."""
+        if self.pending or len(order.body) > INLINE_BYTES:
+            return None
+        try:
+            request = parse_request(order.body)
+        except MetamusesdError as error:
+            return Made(epoch, order, deadline_ns, error=error)
+        if request.params.grammar is not None or request.params.json_schema is not None:
+            return None
+        return _make(self._engine, epoch, order, deadline_ns, request)
+
+    def later(self, epoch: int, order: Generate, deadline_ns: int) -> None:
+        """Prepare on the other thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
+            self._thread.start()
+        self.pending += 1
+        self._orders.put((epoch, order, deadline_ns))
+
+    def take(self) -> list[Made]:
+        """What is ready, in the order of the calls."""
+        made = []
+        while not self._made.empty():
+            made.append(self._made.get())
+        self.pending -= len(made)
+        return made
+
+    def drain_fd(self) -> None:
+        """After `fd` was readable, before `take`."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+
+    def _run(self) -> None:
+        while True:
+            epoch, order, deadline_ns = self._orders.get()
+            self._made.put(_make(self._engine, epoch, order, deadline_ns, None))
+            os.eventfd_write(self.fd, 1)
+
+
+def _make(engine: Engine, epoch: int, order: Generate, deadline_ns: int, request: InferenceRequest | None) -> Made:
+    """Every error of one request ends in its own Made; none ends the thread."""
+    try:
+        if deadline_ns and time.monotonic_ns() >= deadline_ns:
+            return Made(epoch, order, deadline_ns)
+        request = request or parse_request(order.body)
+        task = Task(order.handle, request, Priority(order.priority), order.aged, deadline_ns)
+        return Made(epoch, order, deadline_ns, prepared=engine.prepare(task))
+    except MetamusesdError as error:
+        return Made(epoch, order, deadline_ns, error=error)
+    except Exception as error:  # a bug in an engine must not take the neighbours along
+        return Made(epoch, order, deadline_ns, error=EngineFailed(f"prepare: {type(error).__name__}: {error}"))

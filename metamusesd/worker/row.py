@@ -1,0 +1,72 @@
+"""Stage 8 · worker · its row of the board: what it holds and how far it has come."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from metamusesd.board import Block, WorkerState, milli
+from metamusesd.engines.base import EngineStatistics
+from metamusesd.worker.pipe import Pipe
+
+RSS_EVERY_NS = 1_000_000_000
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Row:
+    """Writes one worker block; the worker process is its only writer."""
+
+    def __init__(self, block: Block) -> None:
+        self.jobs = 0  # ended since the start
+        self._block = block
+        self._steps = 0
+        self._rss_bytes = self._rss_ns = 0
+
+    def loading(self) -> None:
+        """The model is being loaded; call it now and then, so that loading is seen to go on."""
+        now_ns = time.monotonic_ns()
+        self._block.write(
+            state=WorkerState.LOADING, phase=WorkerState.LOADING, beat_ns=now_ns, rss_bytes=self._rss(now_ns)
+        )
+
+    def loaded(self, slots: int, reserve_slots: int) -> None:
+        """Ready for its first link."""
+        idle = WorkerState.IDLE
+        self._block.write(state=idle, phase=idle, slots=slots, reserve_slots=reserve_slots, beat_ns=time.monotonic_ns())
+
+    def linked(self, epoch: int) -> None:
+        """A new epoch begins."""
+        self._block.write(epoch=epoch, frames_received=0, beat_ns=time.monotonic_ns())
+
+    def stepped(self, now: EngineStatistics, held: int, pipe: Pipe | None) -> None:
+        """After every step."""
+        self._steps += 1
+        self._write(now, held, pipe.frames if pipe else 0, last_step_ns=time.monotonic_ns())
+
+    def beat(self, now: EngineStatistics, held: int, pipe: Pipe | None = None) -> None:
+        """Now and then while there is nothing to compute."""
+        if pipe is not None:
+            self._write(now, held, pipe.frames)
+        else:
+            self._write(now, held, self._block.get("frames_received"))
+
+    def _write(self, now: EngineStatistics, held: int, frames: int, **more: int) -> None:
+        now_ns = time.monotonic_ns()
+        state = WorkerState.PREFILL if now.queued_prompt_tokens else WorkerState.DECODE
+        if not held:
+            state = WorkerState.IDLE
+        self._block.write(
+            state=state, phase=state, slots_used=now.slots_used, preempted=now.preempted,
+            queued_prompt_tokens=now.queued_prompt_tokens, kv_cells=now.kv_cells, kv_cells_used=now.kv_cells_used,
+            prefill_milli_rate=milli(now.prefill_rate), decode_milli_rate=milli(now.decode_rate), steps=self._steps,
+            step_ns=now.step_ns, generated_tokens=now.generated_tokens, prompt_tokens=now.prompt_tokens, jobs=self.jobs,
+            rss_bytes=self._rss(now_ns), frames_received=frames, prefix_hits=now.prefix_hits,
+            prefix_queries=now.prefix_queries, beat_ns=now_ns, **more,
+        )  # fmt: skip
+
+    def _rss(self, now_ns: int) -> int:
+        if now_ns - self._rss_ns > RSS_EVERY_NS:
+            self._rss_ns = now_ns
+            with open("/proc/self/statm", "rb") as file:
+                self._rss_bytes = int(file.read().split()[1]) * _PAGE_BYTES
+        return self._rss_bytes

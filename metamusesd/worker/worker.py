@@ -1,0 +1,213 @@
+"""Stage 8 · worker · the step loop: take jobs in between steps, compute one batch, send one frame, again.
+
+    control socket ─► a link (fd, epoch): drop the old epoch's sequences, then HELLO
+    pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop         while busy: looked at, never waited for
+    engine.step()  ─► one EVENTS frame for all sequences · the board row
+
+One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket does,
+or on SIGTERM: the dispatcher has drained before, so there is nothing to save.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from metamusesd import control
+from metamusesd.engines.base import Engine
+from metamusesd.errors import MetamusesdError, NoCapacity, WireError
+from metamusesd.log import Logger
+from metamusesd.wire import Event, Finished, Frame, Generate, Hello, Refused
+from metamusesd.worker.pipe import Pipe
+from metamusesd.worker.preparing import Made, Preparing
+from metamusesd.worker.row import Row
+
+IDLE_S = 1.0
+
+
+class Worker:
+    """One engine, one pipe at a time. `run` returns when the worker shall leave."""
+
+    def __init__(
+        self, engine: Engine, channel: socket.socket, hello: Callable[[], Hello], row: Row, log: Logger
+    ) -> None:
+        self._engine, self._control, self._hello, self._row, self._log = engine, channel, hello, row, log
+        self._preparing = Preparing(engine)
+        self._pipe: Pipe | None = None
+        self._held: dict[int, int] = {}  # handle → deadline (monotonic ns, 0: none), preparing or admitted
+        self._deadlines = 0  # how many of them have one
+        self._selector = selectors.DefaultSelector()
+        self._leaving = False
+        channel.setblocking(False)
+        self._selector.register(channel, selectors.EVENT_READ, self._on_control)
+        self._selector.register(self._preparing.fd, selectors.EVENT_READ, self._on_prepared)
+
+    def leave(self, *_: object) -> None:
+        """From a signal handler: end after the present step."""
+        self._leaving = True
+
+    def run(self) -> None:
+        """The loop. Blocks only when there is nothing to compute."""
+        wake_reader, wake_writer = socket.socketpair()
+        wake_writer.setblocking(False)
+        signal.set_wakeup_fd(wake_writer.fileno(), warn_on_full_buffer=False)
+        self._selector.register(wake_reader, selectors.EVENT_READ, lambda _: wake_reader.recv(64))
+        while not self._leaving:
+            computing = self._engine.busy() and not (self._pipe and self._pipe.full)
+            for key, mask in self._selector.select(0 if computing else IDLE_S):
+                key.data(mask)
+            if self._deadlines:
+                self._expire()
+            if self._engine.busy() and not (self._pipe and self._pipe.full):
+                self._step()
+            elif not computing:
+                self._row.beat(self._engine.statistics(), len(self._held))
+
+    def _step(self) -> None:
+        try:
+            events: list[Any] = self._engine.step()
+        except MetamusesdError as error:
+            events = self._fail_all(error)
+        self._release(events)
+        self._row.stepped(self._engine.statistics(), len(self._held), self._pipe)
+        self._send(events)
+
+    def _fail_all(self, error: MetamusesdError) -> list[Any]:
+        """The batch could not be computed: every sequence of it ends with the error and may be tried elsewhere."""
+        self._log.error("step failed", code=error.code, problem=error.message)
+        failed = [handle for handle in self._held if self._engine.cancel(handle)]
+        return [Finished(handle, error=error.to_dict()) for handle in failed]
+
+    def _release(self, events: Iterable[Any]) -> None:
+        for event in events:
+            if type(event) is not Finished:
+                continue
+            self._row.jobs += 1
+            if self._held.pop(event.handle, 0):
+                self._deadlines -= 1
+
+    def _send(self, events: list[Any]) -> None:
+        if events and self._pipe is not None:
+            self._pipe.send(Frame.EVENTS, events)
+            self._watch_pipe()
+
+    # what comes in
+
+    def _on_control(self, _: int) -> None:
+        try:
+            received = control.receive(self._control)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self._leaving = True
+            return
+        message, fd = received
+        if message.get("do") == "link" and fd is not None:
+            self._link(fd, int(message["epoch"]))
+
+    def _link(self, fd: int, epoch: int) -> None:
+        """A new epoch: nothing of the old one may be heard on it."""
+        self._unlink()
+        pipe = self._pipe = Pipe(fd, epoch)
+        self._selector.register(pipe, selectors.EVENT_READ, self._on_pipe)
+        self._row.linked(epoch)
+        pipe.send(Frame.HELLO, self._hello())
+        self._watch_pipe()
+        self._log.info("linked", epoch=epoch)
+
+    def _unlink(self) -> None:
+        for handle in self._held:
+            self._engine.cancel(handle)
+        self._held.clear()
+        self._deadlines = 0
+        if self._pipe is not None:
+            self._selector.unregister(self._pipe)
+            self._pipe.close()
+            self._pipe = None
+
+    def _watch_pipe(self) -> None:
+        pipe = self._pipe
+        if pipe is not None:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if pipe.waiting else 0)
+            if self._selector.get_key(pipe).events != wanted:
+                self._selector.modify(pipe, wanted, self._on_pipe)
+
+    def _on_pipe(self, mask: int) -> None:
+        pipe = self._pipe
+        if pipe is None:
+            return
+        if mask & selectors.EVENT_WRITE:
+            pipe.flush()
+            self._watch_pipe()
+        if not mask & selectors.EVENT_READ:
+            return
+        try:
+            for frame, payload in pipe.receive():
+                self._on_frame(frame, payload, pipe.epoch)
+        except EOFError:
+            self._log.info("pipe closed by the dispatcher", epoch=pipe.epoch)
+            self._unlink()
+        except WireError as error:
+            self._log.error("garbage on the pipe", epoch=pipe.epoch, problem=error.message)
+            self._unlink()
+            control.send(self._control, {"say": "relink"})
+
+    def _on_frame(self, frame: Frame, payload: Any, epoch: int) -> None:
+        if frame is Frame.GENERATE:
+            idle = not self._engine.busy()
+            self._send([event for order in payload if (event := self._take(order, epoch, idle))])
+        elif frame is Frame.CANCEL:
+            self._send([self._cancel(handle) for handle in payload if handle in self._held])
+        else:
+            raise WireError(f"a worker does not take {frame.name}")
+
+    def _take(self, order: Generate, epoch: int, idle: bool) -> Event | None:
+        """Start one job; the event is its end, if it has one already."""
+        deadline_ns = time.monotonic_ns() + order.deadline_in_ms * 1_000_000 if order.deadline_in_ms else 0
+        self._held[order.handle] = deadline_ns
+        self._deadlines += bool(deadline_ns)
+        made = self._preparing.now(epoch, order, deadline_ns) if idle else None
+        if made is not None:
+            return self._admit(made)
+        self._preparing.later(epoch, order, deadline_ns)
+        return None
+
+    def _on_prepared(self, _: int) -> None:
+        self._preparing.drain_fd()
+        self._send([event for made in self._preparing.take() if (event := self._admit(made))])
+
+    def _admit(self, made: Made) -> Event | None:
+        handle = made.order.handle
+        if self._pipe is None or made.epoch != self._pipe.epoch or handle not in self._held:
+            return None  # its epoch is over, or it was cancelled
+        event: Event | None = None
+        try:
+            if made.error is not None:
+                event = Finished(handle, error=made.error.to_dict())
+            elif made.prepared is not None:
+                self._engine.admit(made.prepared)
+        except NoCapacity as error:
+            event = Refused(handle, error.message)
+        except MetamusesdError as error:
+            event = Finished(handle, error=error.to_dict())
+        if event is not None and self._held.pop(handle, 0):
+            self._deadlines -= 1
+        return event
+
+    def _cancel(self, handle: int, reason: str = "cancelled") -> Finished:
+        self._engine.cancel(handle)
+        if self._held.pop(handle, 0):
+            self._deadlines -= 1
+        return Finished(handle, reason)
+
+    def _expire(self) -> None:
+        """End what is past its deadline; also what is still being prepared."""
+        now_ns = time.monotonic_ns()
+        late = [handle for handle, deadline_ns in self._held.items() if deadline_ns and deadline_ns <= now_ns]
+        self._send([self._cancel(handle, "deadline") for handle in late])
