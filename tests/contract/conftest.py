@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis_servers import RedisServer, binary_of
+from tests.contract.redis_servers import RedisServer, binary_of
 
 
 @pytest.fixture(scope="session")
