@@ -179,7 +179,7 @@ def _be_the_child(attempt: Callable[[], str], writer: int) -> None:
         try:
             verdict = b"y" + attempt().encode()
         except BaseException as error:
-            verdict = b"n" + str(error or type(error).__name__).encode("utf-8", "replace")[:300]
+            verdict = b"n" + (str(error) or type(error).__name__).encode("utf-8", "replace")[:300]
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(verdict + b"\0")
     finally:

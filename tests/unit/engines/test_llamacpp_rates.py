@@ -1,0 +1,31 @@
+"""The cost model of steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from metamusesd.engines.llamacpp.rates import Rates, best_parts, interpolate
+
+
+def test_interpolation_between_and_beyond() -> None:
+    """Sizes that were not measured lie on the line between their neighbours, or grow in proportion beyond."""
+    measured = {1: 1.0, 2: 2.0, 4: 6.0}
+    assert [interpolate(measured, size) for size in (1, 3, 8)] == [1.0, 4.0, 12.0]
+
+
+def test_a_batch_is_cut_where_that_is_quicker() -> None:
+    """Two single decodes replace a batch of two that costs three times as much; a cut that saves little is not made."""
+    assert best_parts([0.0, 1.0, 3.0])[2] == (1, 1)
+    assert best_parts([0.0, 1.0, 1.2])[2] == (2,)
+    assert best_parts([0.0, 1.0, 2.05])[2] == (2,)
+
+
+def test_rates_follow_what_steps_cost() -> None:
+    """Dearer steps raise the estimate; prefill costs what a mixed step took beyond its decodes."""
+    rates = Rates()
+    rates.calibrate({1: 0.01, 2: 0.012}, 0.005, 2)
+    for _ in range(40):
+        rates.saw_decode(2, 0.024)
+        rates.saw_prefill(10, 2, 0.124)
+    assert rates.decode_cost_s(2) == pytest.approx(0.024, rel=0.01)
+    assert rates.prefill_s == pytest.approx(0.01, rel=0.01)

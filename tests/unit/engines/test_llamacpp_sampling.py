@@ -1,0 +1,111 @@
+"""Logits become tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from metamusesd.engines.llamacpp.sampling import (
+    Choice,
+    Counts,
+    Sampler,
+    best_ids,
+    distribution,
+    log_probabilities,
+    penalize,
+    uniform,
+)
+
+ROW = np.array([1.0, 3.0, 2.0, -1.0, 0.0], np.float32)
+NONE = np.zeros(0, np.int32)
+
+
+class Only:
+    """A grammar that allows some tokens, for ever."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
+
+    def allows(self, tokens: np.ndarray) -> np.ndarray:
+        return np.isin(tokens, self.tokens)
+
+    def accept(self, token: int) -> None:
+        assert token in self.tokens
+
+
+def sampler(grammar: Only | None = None, **choice: object) -> Sampler:
+    return Sampler(Choice(**({"temperature": 0.0} | choice)), NONE, grammar)  # type: ignore[arg-type]
+
+
+def test_greedy_takes_the_largest() -> None:
+    """Temperature 0 takes the largest logit; a bias or a ban moves it."""
+    assert sampler().plain
+    assert sampler().pick(ROW.copy(), 0) == 1
+    assert sampler(bias={2: 5.0}).pick(ROW.copy(), 0) == 2
+    assert sampler(banned=(1,)).pick(ROW.copy(), 0) == 2
+
+
+def test_top_k_top_p_and_min_p_narrow_the_choice() -> None:
+    """Each filter keeps the likeliest tokens, and at least one."""
+    assert list(distribution(ROW, Choice(1.0, top_k=2))[0]) == [1, 2]
+    assert list(distribution(ROW, Choice(1.0, top_k=0, top_p=0.5))[0]) == [1]
+    assert list(distribution(ROW, Choice(1.0, top_k=0, min_p=0.3))[0]) == [1, 2]
+    assert list(distribution(ROW, Choice(1.0, top_k=0, top_p=1e-9))[0]) == [1]
+
+
+def test_draws_depend_on_seed_and_position_alone() -> None:
+    """The same seed at the same position draws the same token; other positions differ."""
+    first = [sampler(temperature=5.0, seed=7).pick(ROW.copy(), place) for place in range(40)]
+    again = [sampler(temperature=5.0, seed=7).pick(ROW.copy(), place) for place in range(40)]
+    assert first == again
+    assert len(set(first)) > 1
+    assert 0 <= uniform(0, 0) < 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Over many positions tokens come as often as the softmax says."""
+    one = sampler(temperature=1.0, seed=1, top_k=0)
+    drawn = np.bincount([one.pick(ROW.copy(), place) for place in range(4000)], minlength=5) / 4000
+    expected = np.exp(ROW) / np.exp(ROW).sum()
+    assert np.abs(drawn - expected).max() < 0.03
+
+
+def test_penalties_count_the_prompt() -> None:
+    """A token of the prompt is penalized once for being there and again for each time."""
+    seen = Counts([1, 1, 3])
+    seen.add(4)
+    row = ROW.copy()
+    penalize(row, seen, Choice(0.0, repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.1))
+    assert np.allclose(row, [1.0, 3.0 / 2 - 1.0 - 0.1, 2.0, -2.0 - 0.5 - 0.1, 0.0 - 0.5 - 0.1])
+
+
+def test_counts_grow() -> None:
+    """Counting goes on beyond the first arrays."""
+    seen = Counts([])
+    for token in range(1000):
+        seen.add(token)
+        seen.add(token)
+    assert list(seen.ids) == list(range(1000))
+    assert set(seen.counts) == {2}
+
+
+def test_a_grammar_rejects_and_the_best_allowed_token_is_taken() -> None:
+    """The grammar is asked about the sampled token, and then for the best that it allows; -1 when there is none."""
+    assert sampler(Only(0, 3)).pick(ROW.copy(), 0) == 0
+    assert sampler(Only(1)).pick(ROW.copy(), 0) == 1
+    assert sampler(Only()).pick(ROW.copy(), 0) == -1
+
+
+def test_best_ids_are_sorted_and_stable() -> None:
+    """The best come first, lower ids first among equals."""
+    assert list(best_ids(np.array([1, 2, 2, 0], np.float32), 3)) == [1, 2, 0]
+    assert list(best_ids(ROW, 99)) == [1, 2, 0, 4, 3]
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    """Log-probabilities are the log-softmax of the logits."""
+    own, best = log_probabilities(ROW, 0, 2)
+    total = math.log(float(np.exp(ROW).sum()))
+    assert math.isclose(own, 1.0 - total, rel_tol=1e-5)
+    assert [token for token, _ in best] == [1, 2]
