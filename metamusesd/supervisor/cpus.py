@@ -1,4 +1,4 @@
-"""Supervisor · the cores that this process may use: affinity and cpuset, bounded by the cgroup's quota, physical cores first."""
+"""Supervisor · the cores that this process may use: affinity ∩ cpuset, bounded by quota, physical cores first."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
 """Supervisor → child · the fork, and the first moments of a child.
 
-A child is forked from a clean image: one thread, no event loop, no service connection. Before its own code runs it dies with
-its parent, leads its own process group, has default signals, holds no descriptor but its own, and sits on its cores.
+A child is forked from a clean image: one thread, no event loop, no service connection. Before its own code runs it
+dies with its parent, leads its own process group, has default signals, holds no descriptor but its own, and sits on
+its cores.
 
-DANGER: PR_SET_PDEATHSIG fires when the *thread* that forked ends, so fork from the main thread only; and the parent may die
-before the call, hence the look at getppid() after it. A pipe end that leaks into a sibling means no EOF and a hang, hence
-the sweep over all descriptors. The objects whose descriptors were swept must never be collected in the child (they would
-close numbers that were given out again): the child never returns to the frames that hold them, and gc.freeze() keeps the rest.
+DANGER: PR_SET_PDEATHSIG fires when the *thread* that forked ends, so fork from the main thread only; and the parent
+may die before the call, hence the look at getppid() after it. A pipe end that leaks into a sibling means no EOF and a
+hang, hence the sweep over all descriptors. The objects whose descriptors were swept must never be collected in the
+child (they would close numbers that were given out again): the child never returns to the frames that hold them, and
+gc.freeze() keeps the rest.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ def _close_all_but(keep: list[int]) -> None:
 
 
 def _highest_fd() -> int:
-    return max(int(name) for name in os.listdir("/proc/self/fd"))
+    return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
 
 
 def set_title(title: str) -> None:

@@ -1,7 +1,8 @@
 """Supervisor · a fresh pipe for every pair of a living worker and a living dispatcher.
 
-Each life of a pair is an epoch with its own socketpair. One end goes to the worker and one to the dispatcher, both over
-their control sockets; the supervisor closes its copies at once, so that EOF on the pipe means the death of the other side.
+Each life of a pair is an epoch with its own socketpair. One end goes to the worker and one to the dispatcher, both
+over their control sockets; the supervisor closes its copies at once, so that EOF on the pipe means the death of the
+other side.
 """
 
 from __future__ import annotations

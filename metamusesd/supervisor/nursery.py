@@ -1,7 +1,7 @@
-"""Supervisor · the children's mechanics: fork them, hear them, reap them. What their deaths mean is decided in supervisor.py.
+"""Supervisor · the children's mechanics: fork them, hear them, reap them. What deaths mean: supervisor.py.
 
-Reaping is a sweep with WNOHANG over our own pids, after SIGCHLD and at every tick. It needs no descriptor a child, and a pid
-that we have not reaped cannot belong to anybody else, so signalling it is safe.
+Reaping is a sweep with WNOHANG over our own pids, after SIGCHLD and at every tick. It needs no descriptor a child, and
+a pid that we have not reaped cannot belong to anybody else, so signalling it is safe.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
     2. tiers on GPUs take one core a worker                  5. what is left goes round, a worker at a time, to the
     3. tiers with a number of cores or workers take theirs      tiers with workers = auto, while a group fits
 
-No two workers ever share a core: that is refused with the arithmetic. `cores = auto` is as few cores as keep one stream above
-the tier's floor, estimated as CORE_BYTES_S / bytes of the model file a core. `auto` uses physical cores only; numbers may spill
-over to second hardware threads. Workers of the echo engine compute nothing and are not pinned, unless cores are given.
+No two workers ever share a core: that is refused with the arithmetic. `cores = auto` is as few cores as keep one
+stream above the tier's floor, estimated as CORE_BYTES_S / bytes of the model file a core. `auto` uses physical cores
+only; numbers may spill over to second hardware threads. Workers of the echo engine compute nothing and are not pinned,
+unless cores are given.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def _is_auto(tier: Tier) -> bool:
 
 
 def _shrink(demands: Sequence[Demand], pool: _Pool) -> None:
-    """When the `auto` groups do not fit side by side, the largest give cores up: slower than the floor beats not at all."""
+    """When the `auto` groups do not fit side by side, the largest give cores up: better slow than not at all."""
 
     def needed() -> int:
         return sum(demand.group * demand.least for demand in demands)
@@ -179,8 +180,8 @@ def _refuse_oversubscription(demands: Sequence[Demand], pool: _Pool) -> None:
         wishes = " + ".join(demand.wish for demand in demands if demand.group)
         quota = "" if pool.quota is None else f" under the quota of {pool.quota:g} CPUs"
         raise ConfigError(
-            f"tiers: {wishes} = {needed} cores, and {len(pool.free)} of {pool.total} are free{quota}; workers never share "
-            "a core: lower workers or cores, or disable a tier"
+            f"tiers: {wishes} = {needed} cores, and {len(pool.free)} of {pool.total} are free{quota}; workers never "
+            "share a core: lower workers or cores, or disable a tier"
         )
 
 

@@ -1,7 +1,7 @@
 """Supervisor · the embedded Redis: find the program, write its configuration, start it, ask whether it is ready.
 
-It is private: a UNIX socket in a directory of mode 0700 and no TCP port. It keeps every job in an append-only file in the
-state directory and never evicts. It holds <state_dir>/redis/lock, as do the children that rewrite its file.
+It is private: a UNIX socket in a directory of mode 0700 and no TCP port. It keeps every job in an append-only file in
+the state directory and never evicts. It holds <state_dir>/redis/lock, as do the children that rewrite its file.
 """
 
 from __future__ import annotations
@@ -51,8 +51,15 @@ def directory(config: Config) -> Path:
     return config.state_dir / "redis"
 
 
+def log_path(config: Config) -> Path:
+    """What the server has to say. The last start's stands beside it as redis.log.1."""
+    return directory(config) / "redis.log"
+
+
 def write_configuration(config: Config) -> Path:
-    """Write redis.conf for this start."""
+    """Write redis.conf for this start and put the old log aside."""
+    if log_path(config).exists():
+        log_path(config).replace(log_path(config).with_suffix(".log.1"))
     lines = [
         "port 0",
         f"unixsocket {_quoted(config.redis_socket)}",
@@ -65,7 +72,7 @@ def write_configuration(config: Config) -> Path:
         'save ""',
         "maxmemory-policy noeviction",
         "loglevel warning",
-        'logfile ""',
+        f"logfile {_quoted(log_path(config))}",
         "always-show-logo no",
     ]
     path = directory(config) / "redis.conf"
@@ -93,8 +100,8 @@ def refuse_downgrade(config: Config, program: Path) -> None:
     major = major_version(program)
     if major and major < MULTIPART_AOF:
         raise ConfigError(
-            f"redis.server: {program} is version {major} and cannot read the jobs in {directory(config)}, which version "
-            f"{MULTIPART_AOF} or later has written; install that again, or move the directory away to start empty"
+            f"redis.server: {program} is version {major} and cannot read the jobs in {directory(config)}, which "
+            f"version {MULTIPART_AOF} or later has written; install that again, or move the directory away to start empty"
         )
 
 

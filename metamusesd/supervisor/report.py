@@ -1,6 +1,7 @@
-"""Supervisor · what health says: /status, /readyz and the computed part of /metrics, from the board and the slots. No I/O but /proc.
+"""Supervisor · what health says: /status, /readyz and the computed part of /metrics, from the board and the slots.
 
-Figures of the dispatcher carry their age; when its heartbeat is older than STALE_S they are marked stale, never hidden.
+Figures of the dispatcher carry their age; when its heartbeat is older than STALE_S they are marked stale, never
+hidden.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from metamusesd import __version__
 from metamusesd.board import QUEUES, Board, SlotStatus, WorkerState, rates
 from metamusesd.config import EMBEDDED, Config
 from metamusesd.metrics import MetricsPage, expose
+from metamusesd.supervisor.health import Answer
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import Kind
 
@@ -34,6 +36,19 @@ class Reporter:
     started_s: float
     phase: str = "starting"  # of the daemon: starting, running, draining, stopping
     placement: tuple[str, ...] = ()
+
+    def answer(self, path: str) -> Answer | None:
+        """For the health server. None: no such path."""
+        if path == "/livez":
+            return Answer(200, '{"alive": true}\n')
+        if path == "/readyz":
+            reasons = self.reasons()
+            return Answer(503 if reasons else 200, _json({"ready": not reasons, "reasons": reasons}))
+        if path == "/status":
+            return Answer(200, _json(self.status()))
+        if path == "/metrics":
+            return Answer(200, self.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+        return None
 
     def reasons(self) -> list[str]:
         """Why work cannot be taken now; empty when it can."""
@@ -254,6 +269,5 @@ def _masked(url: str) -> str:
     return f"{scheme}://***@{place}" if at else url
 
 
-def to_json(data: Any) -> str:
-    """One line of JSON."""
+def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False) + "\n"

@@ -1,9 +1,9 @@
 """Supervisor · when a child that died starts again. A pure rule: history in, decision out.
 
-permanent error (exit 78, or the child said so)          give up at once
-BOOT_LIMIT deaths in a row before it was ever ready      give up: it cannot start
-more than `limit` deaths within `window_s`               give up: restarts do not help
-else                                                     again, after base · 2ⁿ with jitter, n deaths in the window
+permanent error (exit 78, or the child said so)          give up at once BOOT_LIMIT deaths in a row before it was ever
+ready      give up: it cannot start more than `limit` deaths within `window_s`               give up: restarts do not
+help else                                                     again, after base · 2ⁿ with jitter, n deaths in the
+window
 """
 
 from __future__ import annotations

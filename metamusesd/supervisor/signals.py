@@ -1,6 +1,7 @@
 """Supervisor · signals are only noted in their handlers; the loop hears them.
 
-The wake-up descriptor ends the loop's wait; what arrived stands in the notes, not in its bytes, because a storm may fill it.
+The wake-up descriptor ends the loop's wait; what arrived stands in the notes, not in its bytes, because a storm may
+fill it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Signals:
             self._before[signum] = signal.signal(signum, self._note)
 
     def take(self) -> list[int]:
-        """What arrived since the last call, in order; SIGCHLD, which the loop answers by looking anyway, is left out."""
+        """What arrived since the last call, in order. SIGCHLD only wakes: the loop looks for the dead anyway."""
         try:
             while self.reader.recv(4096):
                 pass

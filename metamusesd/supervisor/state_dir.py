@@ -1,9 +1,8 @@
 """Supervisor · the state directory: made, locked by one daemon, named by a UUID that lasts.
 
-<state_dir>/lock         held by flock while a daemon runs; says its pid
-<state_dir>/instance     the UUID; with a nonce it owns the claims of this daemon
-<state_dir>/redis/       the embedded server's files
-<state_dir>/redis/lock   held by the embedded server and its rewrite children: a start waits until they are gone
+<state_dir>/lock         held by flock while a daemon runs; says its pid <state_dir>/instance     the UUID; with a
+nonce it owns the claims of this daemon <state_dir>/redis/       the embedded server's files <state_dir>/redis/lock
+held by the embedded server and its rewrite children: a start waits until they are gone
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def open_home(config: Config) -> Home:
 
 
 def take_redis_lock(directory: Path) -> int | None:
-    """The descriptor to hand to the embedded server, or None while an older server or its child still holds the lock."""
+    """The descriptor to hand to the embedded server, or None while an older server or its child holds the lock."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if _flock(fd):

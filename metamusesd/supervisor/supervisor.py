@@ -1,10 +1,11 @@
-"""Supervisor · the parent of all: starts the family, keeps it alive, ends it in order. Standard library only, one thread.
+"""Supervisor · the parent of all: starts the family, keeps it alive, ends it in order. One thread, standard library.
 
-    STARTING ──redis ready──► RUNNING ──SIGTERM, or nothing left to run──► DRAINING ──dispatcher gone──► STOPPING ──workers
-    gone──► CLOSING ──redis gone──► the exit code.      Health is answered in every phase, by this loop.
+    STARTING ──redis ready──► RUNNING ──SIGTERM, or nothing left to run──► DRAINING ──dispatcher gone──► STOPPING
+    ──workers gone──► CLOSING ──redis gone──► the exit code.      Health is answered in every phase, by this loop.
 
-The loop waits for signals, control messages and health clients, and at every turn: buries the dead and decides what follows,
-looks for the hung, starts what is due, insists where asking did not help, moves to the next phase, tells systemd.
+The loop waits for signals, control messages and health clients, and at every turn: buries the dead and decides what
+follows, looks for the hung, starts what is due, insists where asking did not help, moves to the next phase, tells
+systemd.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from metamusesd.config import EMBEDDED, Config, missing_models
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
 from metamusesd.log import get_logger
-from metamusesd.supervisor import redis_server, restart, watchdog
+from metamusesd.supervisor import redis_server, restart
 from metamusesd.supervisor.cpus import usable_cores
+from metamusesd.supervisor.guard import Guard
 from metamusesd.supervisor.health import Answer, HealthServer
 from metamusesd.supervisor.links import Links, part
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import Placement, place
-from metamusesd.supervisor.report import Reporter, to_json
+from metamusesd.supervisor.report import Reporter
 from metamusesd.supervisor.signals import Signals
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import DISPATCHER_ENTRY, WORKER_ENTRY, Kind, child_specs
@@ -56,7 +58,7 @@ class Phase(enum.Enum):
 
 
 def run(config: Config, *, dispatcher_entry: str = DISPATCHER_ENTRY, worker_entry: str = WORKER_ENTRY) -> int:
-    """Be the daemon until it ends; returns the exit code. Call it on the main thread of a process without other threads."""
+    """Be the daemon until it ends; returns the exit code. Call it on the main thread, without other threads."""
     log = get_logger("supervisor")
     try:
         if missing := missing_models(config):
@@ -98,7 +100,7 @@ class Supervisor:
         self._reporter = Reporter(
             config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons
         )
-        self._watches: dict[str, watchdog.Watch] = {}
+        self._guard = Guard(self._board, config.daemon)
         self._budget = restart.policy(config.daemon)
         self._phase = Phase.STARTING
         self._code = 0
@@ -169,12 +171,8 @@ class Supervisor:
     def _look_for_the_hung(self) -> None:
         now_s = time.monotonic()
         for slot in self._nursery.slots:
-            if slot.kill_s or not slot.pid or slot.spec.kind is Kind.REDIS:
-                continue
-            if slot.status is SlotStatus.STARTING and now_s - slot.started_s > self._config.daemon.boot_s:
-                self._abort(slot, f"not ready after {self._config.daemon.boot_s:g} s")
-            elif slot.status is SlotStatus.READY and (limit_s := self._patience_with(slot, now_s)):
-                self._abort(slot, f"no progress for {limit_s:.1f} s")
+            if reason := self._guard.hung(slot, now_s):
+                self._abort(slot, reason)
 
     def _start_the_due(self) -> None:
         """Redis first; the others as soon as it has answered once, and never again because of it."""
@@ -246,7 +244,7 @@ class Supervisor:
             self._log.error("a child could not be started", child=slot.name, problem=str(error))
             started = False
         if started:
-            self._watches.pop(slot.name, None)
+            self._guard.forget(slot)
             self._log.info("started", child=slot.name, pid=slot.pid, generation=slot.generation)
             return
         slot.due_s = now_s + RETRY_S
@@ -302,20 +300,6 @@ class Supervisor:
         doomed = self._nursery.workers if slot.spec.kind is Kind.WORKER else [slot]
         if all(each.status is SlotStatus.FAILED for each in doomed):
             self._stop(_verdict(doomed), 0.0)
-
-    def _patience_with(self, slot: Slot, now_s: float) -> float:
-        """0.0, or the limit that this child has just passed without any progress."""
-        hang_s = self._config.daemon.hang_s
-        seen: tuple[int, ...]
-        if slot.spec.kind is Kind.DISPATCHER:
-            seen, owes, limit_s = (self._board.dispatcher.get("beat_ns"),), True, hang_s
-        else:
-            fields = self._board.workers[slot.spec.row].read()
-            seen, owes = watchdog.worker_debt(fields, self._board.frames_sent(slot.spec.row))
-            limit_s = watchdog.worker_limit_s(fields, hang_s)
-        watch = watchdog.look(self._watches.get(slot.name, watchdog.Watch()), seen, owes, now_s)
-        self._watches[slot.name] = watch
-        return limit_s if watchdog.idle_s(watch) > limit_s else 0.0
 
     def _abort(self, slot: Slot, reason: str) -> None:
         """The child is hung: let it print its stacks, then kill it."""
@@ -377,22 +361,10 @@ class Supervisor:
     def _answer(self, path: str) -> Answer | None:
         """Health. Whatever the board says, this must not end the supervisor."""
         try:
-            return self._answers(path)
+            return self._reporter.answer(path)
         except Exception as error:
             self._log.error("health could not be told", path=path, problem=repr(error))
             return Answer(500, '{"error": "internal error"}\n')
-
-    def _answers(self, path: str) -> Answer | None:
-        if path == "/livez":
-            return Answer(200, '{"alive": true}\n')
-        if path == "/readyz":
-            reasons = self._reporter.reasons()
-            return Answer(503 if reasons else 200, to_json({"ready": not reasons, "reasons": reasons}))
-        if path == "/status":
-            return Answer(200, to_json(self._reporter.status()))
-        if path == "/metrics":
-            return Answer(200, self._reporter.metrics(), "text/plain; version=0.0.4; charset=utf-8")
-        return None
 
 
 def _verdict(slots: Sequence[Slot]) -> int:

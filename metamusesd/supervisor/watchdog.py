@@ -1,8 +1,8 @@
 """Supervisor · is a child hung, or only slow? Pure: what the board shows in, verdict out.
 
-A child is watched by progress, never by being alive. It is hung when it owes something and nothing that counts its progress
-has changed for longer than `hang_s` and longer than MANY_STEPS of its own steps explain. Time in which the supervisor itself
-did not look (it was stopped, or the machine slept) is not held against a child.
+A child is watched by progress, never by being alive. It is hung when it owes something and nothing that counts its
+progress has changed for longer than `hang_s` and longer than MANY_STEPS of its own steps explain. Time in which the
+supervisor itself did not look (it was stopped, or the machine slept) is not held against a child.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def idle_s(watch: Watch) -> float:
 
 
 def worker_debt(fields: Mapping[str, int] | None, frames_sent: int) -> tuple[tuple[int, ...], bool]:
-    """(what counts its progress, does it owe any). With work: steps. Without: the heartbeat of its loop, once it had one.
+    """(what counts its progress, does it owe any). With work: steps. Without: its heartbeat, once it had one.
 
     A row that cannot be read belongs to a writer that stands still in the middle of a write: it owes.
     """
