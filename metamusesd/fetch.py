@@ -79,7 +79,9 @@ def workshop(models_dir: Path) -> Iterator[Path]:
 
 
 def _check_space(models_dir: Path, packages: Iterable[Package], pieces: list[Piece]) -> None:
-    needed = 2 * max(package.size_bytes for package in packages) + sum(piece.size_bytes for piece in pieces)
+    needed = 2 * max((package.size_bytes for package in packages), default=0) + sum(
+        piece.size_bytes for piece in pieces
+    )
     free = shutil.disk_usage(models_dir).free
     if free < needed:
         raise FetchFailed(
