@@ -1,0 +1,287 @@
+"""What only the real queue can show: lost connections, restarts, full memory, refused servers, cancelled waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from metamusesd.errors import ConfigError, QueueRefused, QueueUnavailable
+from metamusesd.queues.base import INGRESS, Append, Receipt, Requeue, Routed, Settlement, Submission, Verdict, Want
+from metamusesd.queues.redis_door import RedisDoor
+from metamusesd.queues.redis_link import parse_address
+from metamusesd.queues.redis_queue import RedisQueue
+from tests.contract.redis_servers import RedisServer, binary_of
+
+OK = Verdict.OK
+T = TypeVar("T")
+
+
+@pytest.fixture(params=["redis6", "redis7"])
+def server(request: pytest.FixtureRequest, tmp_path: Path):
+    server = RedisServer(binary_of(request.param), tmp_path, ("--appendonly", "yes", "--appendfsync", "always")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def queue(server: RedisServer) -> AsyncIterator[RedisQueue]:
+    queue = RedisQueue(server.url, timeout_s=5.0)
+    await queue.open()
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+async def door(server: RedisServer) -> AsyncIterator[RedisDoor]:
+    door = RedisDoor(server.url, "{metamuse}", 5.0)
+    yield door
+    door.close()
+
+
+def job(id: str, body: bytes = b"{}", **fields: object) -> Submission:
+    return Submission(id, body, "d", 1, **fields)  # type: ignore[arg-type]
+
+
+async def test_script_flush(queue: RedisQueue, door: RedisDoor) -> None:
+    """A server that has forgotten the scripts gets them again with the next call."""
+    await door.ask("SCRIPT", "FLUSH")
+    assert [answer.id for answer in await queue.submit([job("a")])] == ["a"]  # type: ignore[union-attr]
+    await door.ask("SCRIPT", "FLUSH")
+    assert await queue.cancel("a") == "cancelled"
+
+
+class Lossy:
+    """A relay in front of Redis. With `lose` set, the next replies are swallowed and the connection is cut: the server
+    has done what it was asked, and the caller does not know."""
+
+    def __init__(self, server: RedisServer, path: Path) -> None:
+        self.server, self.path, self.lose, self.lost = server, path, False, 0
+
+    async def __aenter__(self) -> Lossy:
+        self.relay = await asyncio.start_unix_server(self._serve, self.path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.relay.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_unix_connection(self.server.socket)
+        await asyncio.gather(self._copy(reader, to_server), self._replies(from_server, writer))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if self.lose:
+                self.lose, self.lost = False, self.lost + 1
+                break
+            writer.write(data)
+        writer.close()
+
+
+async def test_every_call_survives_a_lost_reply(server: RedisServer, queue: RedisQueue, tmp_path: Path) -> None:
+    """Each script runs, its reply is lost, the call is made again by itself, and it is as if it had run once."""
+    async with Lossy(server, tmp_path / "lossy.sock") as relay:
+        lossy = RedisQueue(f"unix://{relay.path}")
+        await lossy.open()
+        calls = 0
+
+        async def losing(call: Coroutine[object, object, T]) -> T:
+            nonlocal calls
+            relay.lose, calls = True, calls + 1
+            return await call
+
+        assert [answer.id for answer in await losing(lossy.submit([job("a"), job("b")]))] == ["a", "b"]  # type: ignore[union-attr]
+        a, b = await losing(lossy.claim("h:1", "n1", [Want(INGRESS, 2)], lease_ms=60_000))
+        moves = [Routed(each.id, each.token, ("fast",), b"{}") for each in (a, b)]
+        a, b = await losing(lossy.claim("h:1", "n2", [Want("fast", 2)], moves, lease_ms=60_000))
+        assert await losing(lossy.append([Append("a", a.token, 0, "hi", 1)])) == [OK]
+        assert await losing(lossy.renew([("a", a.token)], lease_ms=60_000)) == [OK]
+        assert await losing(lossy.settle([Settlement("a", a.token, "done", b"{}")])) == [OK]
+        assert await losing(lossy.requeue([Requeue("b", b.token, "x", crashed=True)])) == [OK]
+        assert await losing(lossy.cancel("b")) == "cancelled"
+        await losing(lossy.reap("h:1"))
+        assert relay.lost == calls == 9
+        await lossy.close()
+    assert [event.kind for event in await queue.events("a")] == ["started", "token", "done"]
+    assert [event.kind for event in await queue.events("b")] == ["started", "restarted", "cancelled"]
+    view = await queue.view("b")
+    assert view and (view.crashes, view.attempt) == (1, 2)
+
+
+async def test_a_killed_connection(queue: RedisQueue, door: RedisDoor) -> None:
+    """Calls of many tasks go on over a new connection when the old one was killed."""
+    await queue.submit([job(f"j{n}") for n in range(5)])
+    for n in range(5):
+        calls = [asyncio.ensure_future(queue.submit([job(f"k{n}-{m}")])) for m in range(20)]
+        await door.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert all(isinstance(answers[0], Receipt) for answers in await asyncio.gather(*calls))
+    assert len(await queue.claim("h:1", "n", [Want(INGRESS, 200)], lease_ms=1000)) == 105
+
+
+async def test_a_restarted_server(queue: RedisQueue, server: RedisServer) -> None:
+    """While the server is away every call says so at once; when it is back, all goes on."""
+    await queue.submit([job("a")])
+    (claim,) = await queue.claim("h:1", "n", [Want(INGRESS, 1)], lease_ms=1000)
+    server.stop()
+    for call in (queue.submit([job("b")]), queue.wait([INGRESS], 1.0), queue.events("a", block_ms=1000), queue.open()):
+        with pytest.raises(QueueUnavailable):
+            await call
+    server.start()
+    assert await queue.append([Append("a", claim.token)]) == [OK]
+    assert await queue.settle([Settlement("a", claim.token, "done", b"{}")]) == [OK]
+
+
+async def test_a_wait_ends_when_the_server_dies(queue: RedisQueue, server: RedisServer) -> None:
+    """A blocked read is not left hanging by a death."""
+    waiting = asyncio.ensure_future(queue.wait([INGRESS], 3600))
+    reading = asyncio.ensure_future(queue.events("a", block_ms=3_600_000))
+    await queue.view("a")
+    server.stop()
+    for blocked in (waiting, reading):
+        with pytest.raises(QueueUnavailable):
+            await blocked
+
+
+async def test_a_cancelled_wait(queue: RedisQueue) -> None:
+    """A wait that was cancelled leaves nothing behind that the next one could trip over."""
+    for _ in range(40):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.005):
+                await queue.wait([INGRESS], 30)
+    waiting = asyncio.ensure_future(queue.wait(["fast"], 30))
+    await queue.submit([job("a")])
+    (claim,) = await queue.claim("h:1", "n", [Want(INGRESS, 1)], lease_ms=1000)
+    await queue.requeue([Requeue("a", claim.token, "x", reroute=True)])
+    assert await queue.wait([INGRESS], 30)
+    waiting.cancel()
+
+
+async def test_more_blocked_readers_than_links(queue: RedisQueue) -> None:
+    """Hot calls do not queue behind blocked reads, and more blocked reads than links take turns."""
+    readers = [asyncio.ensure_future(queue.events(f"j{n}", block_ms=20)) for n in range(40)]
+    assert await queue.view("a") is None
+    assert await asyncio.gather(*readers) == [[]] * 40
+
+
+async def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    """A connection that takes commands and gives no reply is given up after the time-out."""
+    held: list[asyncio.StreamWriter] = []
+    mute = await asyncio.start_unix_server(lambda _, writer: held.append(writer), tmp_path / "mute.sock")
+    queue = RedisQueue(f"unix://{tmp_path}/mute.sock", timeout_s=0.1)
+    with pytest.raises(QueueUnavailable, match="no answer within"):
+        await queue.view("a")
+    with pytest.raises(QueueUnavailable, match="no answer within"):
+        await queue.wait([INGRESS], 0.05)
+    await queue.close()
+    for writer in held:
+        writer.close()
+    mute.close()
+
+
+async def test_a_server_that_talks_nonsense(tmp_path: Path) -> None:
+    """Garbage from the server is a queue that cannot be reached."""
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    web = await asyncio.start_unix_server(babble, tmp_path / "web.sock")
+    queue = RedisQueue(f"unix://{tmp_path}/web.sock", timeout_s=5)
+    with pytest.raises(QueueUnavailable):
+        await queue.view("a")
+    await queue.close()
+    web.close()
+
+
+async def test_eviction_is_refused(queue: RedisQueue, door: RedisDoor) -> None:
+    """A server that may evict keys is refused, with the remedy."""
+    await door.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    with pytest.raises(QueueRefused, match="noeviction"):
+        await queue.open()
+
+
+async def test_a_password(queue: RedisQueue, door: RedisDoor, server: RedisServer) -> None:
+    """Without the password the server is refused; with it, in the URL, it opens."""
+    await door.ask("CONFIG", "SET", "requirepass", "s3cret/:@")
+    stranger = RedisQueue(server.url)
+    with pytest.raises(QueueRefused, match=r"redis\.url"):
+        await stranger.open()
+    wrong = RedisQueue(server.url.replace("unix://", "unix://:wrong@"))
+    with pytest.raises(QueueRefused):
+        await wrong.open()
+    friend = RedisQueue(server.url.replace("unix://", "unix://:s3cret%2F%3A%40@") + "?db=3")
+    await friend.open()
+    assert "s3cret" not in repr(friend)
+    for each in (stranger, wrong, friend):
+        await each.close()
+
+
+async def test_full_memory(queue: RedisQueue, door: RedisDoor) -> None:
+    """With memory full a submit is refused; claimed jobs can be renewed, given back, cancelled, reaped and settled."""
+    await queue.submit([job(f"j{n}", b"x" * 1000, reply_to="box") for n in range(6)])
+    claims = await queue.claim("h:1", "n", [Want(INGRESS, 5)], lease_ms=60_000)
+    await door.ask("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(QueueUnavailable, match="OOM"):
+        await queue.submit([job("b")])
+    a, b, c, d, e = claims
+    assert await queue.renew([(a.id, a.token)], lease_ms=60_000) == [OK]
+    assert await queue.settle([Settlement(a.id, a.token, "done", b"{}" * 100)]) == [OK]
+    assert await queue.requeue([Requeue(b.id, b.token, "x"), Requeue(c.id, c.token, "x", delay_ms=1)]) == [OK, OK]
+    assert await queue.cancel(d.id) == "cancelled"
+    assert (await queue.reap("h:2", takeover=True)).requeued == (e.id,)
+    assert [claim.id for claim in await queue.claim("h:2", "m", [Want(INGRESS, 1)], lease_ms=1000)] == [b.id]
+    await door.ask("CONFIG", "SET", "maxmemory", 0)
+    assert await queue.result(a.id) == b"{}" * 100
+
+
+async def test_the_dead_are_capped(queue: RedisQueue, door: RedisDoor) -> None:
+    """The list of the dead keeps its newest entries."""
+    await door.ask(
+        "EVAL", "for i=1,10005 do redis.call('ZADD', KEYS[1], ARGV[1], 'old'..i) end", 1, "{metamuse}:dead", 4e12
+    )
+    for n in range(3):
+        await queue.submit([job("a")])
+        (claim,) = await queue.claim("h:1", f"n{n}", [Want(INGRESS, 1)], lease_ms=1000)
+        await queue.requeue([Requeue("a", claim.token, "x", crashed=True)])
+    assert await door.ask("ZCARD", "{metamuse}:dead") == 10_000
+
+
+async def test_ids_without_a_body(queue: RedisQueue, door: RedisDoor) -> None:
+    """Entries whose job hash was deleted from outside are cleared away by claim and reap, and stop nothing."""
+    await queue.submit([job("a", deadline_ms=60_000), job("b"), job("c")])
+    await queue.claim("h:1", "n", [Want(INGRESS, 2)], lease_ms=60_000)
+    await queue.submit([job("d"), job("e")])
+    await door.ask("DEL", "{metamuse}:job:a", "{metamuse}:job:b", "{metamuse}:job:c")
+    assert [claim.id for claim in await queue.claim("h:1", "m", [Want(INGRESS, 1)], lease_ms=60_000)] == ["d"]
+    await queue.reap("h:2", takeover=True)
+    assert (
+        await door.ask("ZRANGE", "{metamuse}:leases", 0, -1) == [b"d"]
+        or await door.ask("ZCARD", "{metamuse}:leases") == 0
+    )
+
+
+@pytest.mark.parametrize("url", ["http://x", "redis://h:port", "localhost:6379", "redis://h/abc"])
+def test_a_bad_url(url: str) -> None:
+    """A URL that leads to no Redis is a configuration error with a remedy."""
+    with pytest.raises(ConfigError, match=r"redis\.url"):
+        parse_address(url)
+
+
+def test_urls() -> None:
+    """Host, port, database, user and password come from the URL; the password is not in the repr."""
+    address = parse_address("rediss://u:p%40@h:1234/5")
+    assert (address.host, address.port, address.db, address.username, address.password) == ("h", 1234, 5, "u", "p@")
+    assert address.tls is not None and "p@" not in repr(address)
+    assert parse_address("unix:///run/r.sock").path == "/run/r.sock"
+    assert (parse_address("redis://").host, parse_address("redis://").port) == ("localhost", 6379)
