@@ -4,8 +4,8 @@
     python -m benchmarks.queue_yardsticks.drive SYSTEM measure URL LATENCY_JOBS THROUGHPUT_JOBS     prints one JSON line
 
 SYSTEM is a module beside this one. It has `version()`, `serve(url)`, which works until it is killed, and
-`connect(url)`, an async context manager of a System. Standard library only (uvloop where there is one), so that yardsticks whose
-requirements quarrel with ours run on an interpreter of their own.
+`connect(url)`, an async context manager of a System. Standard library only (uvloop where there is one), so that
+yardsticks whose requirements quarrel with ours run on an interpreter of their own.
 """
 
 from __future__ import annotations
