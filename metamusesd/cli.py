@@ -35,6 +35,7 @@ EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 EXIT_CODES = {  # by the code of an error; a job that ended with an error counts by that error's code
     "failed": 1,
+    "worker_lost": 1,
     "cancelled": 3,
     "expired": 4,
     "dead": 5,
@@ -43,6 +44,8 @@ EXIT_CODES = {  # by the code of an error; a job that ended with an error counts
     "invalid_grammar": 65,
     "template_failed": 65,
     "id_conflict": 65,
+    "unknown_tier": 65,
+    "model_load_failed": 65,
     "gone": 66,
     "model_not_found": 66,
     "daemon_away": 69,
@@ -56,7 +59,7 @@ EXIT_CODES = {  # by the code of an error; a job that ended with an error counts
 
 EPILOG = """\
 exit codes:
-   0  done                        65  the request is not valid (input, grammar, context, id)
+   0  done                        65  the input is not valid (request, grammar, file)
    1  failed; the reason is on    66  no such job, no such model file
       standard error              69  daemon not running, or Redis not reachable
    2  wrong command line          70  internal error, or the daemon could not start

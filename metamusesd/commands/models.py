@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metamusesd import cli, hub
 from metamusesd.config import Config
-from metamusesd.errors import FetchFailed
+from metamusesd.errors import InvalidRequest
 from metamusesd.models import CATALOGUE, Piece, digest_of, hash_file, remember
 
 DERIVED = ("auto", "Q8_0", "Q4_0", "none")
@@ -76,7 +76,7 @@ def _pick(names: list[str]) -> tuple[list[Piece], list[hub.HubFile]]:
         elif name in CATALOGUE:
             pieces += CATALOGUE[name]
         else:
-            raise FetchFailed(f"{name}: no such model; use {', '.join(CATALOGUE)} or hf:OWNER/REPO/FILE.gguf")
+            raise InvalidRequest("NAME", f"no model {name}", f"use {', '.join(CATALOGUE)} or hf:OWNER/REPO/FILE.gguf")
     return pieces, from_hub
 
 

@@ -1,0 +1,215 @@
+"""metamusesd.cli and metamusesd.commands, in processes of their own where that is the point."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metamusesd import cli
+from metamusesd.errors import MetamusesdError, QueueFull
+
+HEAVY = ("asyncio", "msgspec", "redis", "hiredis", "uvloop", "rich", "llama_cpp", "numpy", "jinja2", "huggingface_hub")
+
+
+def run(*args: str, given: bytes = b"", **environ: str) -> subprocess.CompletedProcess[str]:
+    """`metamusesd ARGS` with nothing of this machine's configuration."""
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("METAMUSESD", "REDIS", "MODELS_DIR"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "metamusesd", *args],
+        input=given, capture_output=True, timeout=50, env=clean | environ, check=False,
+    )  # fmt: skip
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has after `code`, beyond what it starts with."""
+    script = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*sorted(set(sys.modules) - before))"
+    names = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=50
+    ).stdout
+    return {name.split(".")[0] for name in names.split()}
+
+
+def test_importing_the_command_line_loads_nothing_of_third_parties() -> None:
+    """`import metamusesd.cli` brings the standard library and us, and nothing heavy even of the standard library."""
+    third = {name for name in loaded_after("import metamusesd.cli") if name not in sys.stdlib_module_names}
+    assert third == {"metamusesd"}
+    assert not loaded_after("import metamusesd.cli") & set(HEAVY)
+
+
+def test_what_becomes_the_supervisor_loads_nothing_of_third_parties() -> None:
+    """`run` forks its children from an image without asyncio, threads or vendor libraries."""
+    pytest.importorskip("metamusesd.supervisor.supervisor", reason="the supervisor is not there yet")
+    loaded = loaded_after("import metamusesd.cli, metamusesd.commands.daemon, metamusesd.supervisor.supervisor")
+    assert {name for name in loaded if name not in sys.stdlib_module_names} == {"metamusesd"}
+    assert not loaded & {"asyncio", "concurrent"}
+
+
+def test_help_loads_no_command() -> None:
+    """`--help` is quick because it imports no command."""
+    code = "import contextlib, metamusesd.cli\nwith contextlib.suppress(SystemExit): metamusesd.cli.main(['--help'])"
+    script = f"import sys, io\nsys.stdout = io.StringIO()\n{code}\nsys.stdout = sys.__stdout__\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=50)
+    assert not [name for name in done.stdout.split() if name.startswith("metamusesd.commands")]
+
+
+def test_help_documents_every_command_and_exit_code() -> None:
+    """The help names all commands and every code that errors are translated to."""
+    text = run("--help").stdout
+    assert all(f"\n    {name} " in text for name in cli.COMMANDS)
+    assert all(str(code) in text for code in cli.EXIT_CODES.values())
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
+def test_every_command_has_help(command: str) -> None:
+    """`COMMAND --help` works for each, with the options that all share."""
+    done = run(command, "--help")
+    assert done.returncode == 0 and command in done.stdout
+
+
+def test_every_error_has_an_exit_code() -> None:
+    """No typed error that a producer can see falls through to `internal error`."""
+
+    def tree(kind: type[MetamusesdError]) -> set[str]:
+        return {kind.code}.union(*(tree(child) for child in kind.__subclasses__()))
+
+    bases = {"internal_error", "request_error", "queue_error", "job_error", "engine_error", "operator_error"}
+    inner = {"no_capacity", "engine_failed", "wire_error"}
+    assert tree(MetamusesdError) - bases - inner <= set(cli.EXIT_CODES)
+
+
+def test_bad_configuration_is_one_line_a_mistake_and_78(tmp_path: Path) -> None:
+    """Every mistake of file, environment and flags comes at once, without a traceback."""
+    path = tmp_path / "bad.toml"
+    path.write_text("[daemon]\ndrain = 1\n[redis]\nappendfsync = 'never'\n")
+    for command in (["run"], ["check"], ["status"], ["submit", "x"], ["models", "list"]):
+        done = run(*command, "--config", str(path), "--set", "queue.max_jobs=0")
+        assert done.returncode == 78, command
+        lines = done.stderr.splitlines()
+        assert len(lines) == 3 and all(line.startswith("metamusesd: ") for line in lines)
+        assert {"daemon.drain:", "redis.appendfsync:", "queue.max_jobs:"} == {line.split()[1] for line in lines}
+
+
+def test_missing_configuration_file_and_bad_flag() -> None:
+    """A --config that is not there and a --set without value are mistakes like others."""
+    assert "cannot be read" in run("check", "--config", "/none.toml").stderr
+    done = run("check", "--set", "redis.url")
+    assert done.returncode == 78 and "--set KEY=VALUE" in done.stderr.replace("redis.url=VALUE", "KEY=VALUE")
+
+
+def test_global_options_count_before_and_after_the_command(tmp_path: Path) -> None:
+    """`--set` before the command, after it, and after an action of it."""
+    for args in (["--set", "x.y=1", "check"], ["check", "--set", "x.y=1"], ["models", "list", "--set", "x.y=1"]):
+        assert "x: unknown section" in run(*args).stderr
+
+
+def test_missing_model_stops_run_before_anything_starts(tmp_path: Path) -> None:
+    """`run` without the model file: exit 78, the file and the remedy, and no state directory is made."""
+    done = run("run", "--set", f"daemon.state_dir={tmp_path}/state", MODELS_DIR=str(tmp_path))
+    assert done.returncode == 78
+    assert "models.smollm2.file" in done.stderr and "metamusesd models fetch" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["top", "--once"], ["submit", "hello"], ["watch", "x"], ["cancel", "x"]]
+)
+def test_absent_daemon_is_said_with_the_remedy(command: list[str], tmp_path: Path) -> None:
+    """Exit 69, one line: which socket was tried and how to start the daemon."""
+    done = run(*command, "--set", f"daemon.state_dir={tmp_path}")
+    assert done.returncode == 69
+    (line,) = done.stderr.splitlines()
+    assert f"{tmp_path}/run/health.sock" in line and "metamusesd run" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "field"),
+    [
+        (["submit"], b"", "user_query"),
+        (["submit", "-"], b"  \n", "user_query"),
+        (["submit", "-"], b"\xff\xfe", "user_query"),
+        (["submit", "-"], b"a\0b", "user_query"),
+        (["submit", "-"], b"x" * (4 << 20), "body"),
+        (["submit", "x", "--priority", "urgent"], b"", "priority"),
+        (["submit", "x", "--tier", "huge"], b"", "tier"),
+        (["submit", "x", "--max-tokens", "0"], b"", "params.max_tokens"),
+        (["submit", "x", "--temperature", "-1"], b"", "params.temperature"),
+        (["submit", "x", "--deadline", "0"], b"", "deadline_ms"),
+        (["submit", "x", "--json-schema", "/none"], b"", "params.json_schema"),
+        (["submit", "x", "--json-schema", "/dev/null"], b"", "params.json_schema"),
+        (["submit", "x", "--persona", "@/none"], b"", "persona"),
+        (["submit", "x", "--id", "a b"], b"", "id"),
+    ],
+)
+def test_bad_submit_is_refused_before_anything_is_asked(args: list[str], given: bytes, field: str) -> None:
+    """Exit 65, one line that names the field; no daemon is needed for that."""
+    done = run(*args, given=given)
+    assert done.returncode == 65
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"metamusesd: invalid_request: {field}: ")
+
+
+def test_wrong_command_line_is_2() -> None:
+    """An unknown command or option is argparse's 2, with its usage line."""
+    assert run("fly").returncode == 2
+    assert run("submit", "x", "--fly").returncode == 2
+    assert run().returncode == 2
+
+
+def test_closed_output_is_no_traceback() -> None:
+    """`metamusesd … | head -0` ends quietly."""
+    command = f"{sys.executable} -m metamusesd version --set daemon.drain_s=1 | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=50, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_version() -> None:
+    """The number of the package, alone when asked."""
+    from metamusesd import __version__
+
+    assert run("version", "--short").stdout == f"{__version__}\n"
+    assert run("version").stdout.startswith(f"metamusesd {__version__}\n")
+
+
+def test_full_queue_says_when_to_try_again() -> None:
+    """A retry-after travels to the reader, and the exit code means `later`."""
+    error = QueueFull("100 jobs wait", retry_after_s=2.5)
+    assert cli.describe(error) == "queue_full: 100 jobs wait (try again in 2.5 s)"
+    assert cli.EXIT_CODES[error.code] == 75
+
+
+def test_models_list_and_verify_need_no_daemon(tmp_path: Path) -> None:
+    """What is there, what is missing, and what has changed since it was hashed."""
+    (tmp_path / "a.gguf").write_bytes(b"weights")
+    done = run("models", "list", "--dir", str(tmp_path))
+    assert "a.gguf" in done.stdout and "missing  used as: smollm2" in done.stdout
+    assert run("models", "verify", "--dir", str(tmp_path)).returncode == 0
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"not that model")
+    done = run("models", "verify", "--dir", str(tmp_path))
+    assert done.returncode == 1 and "it should be sha256:b179" in done.stderr
+
+
+def test_unknown_model_name_lists_the_known() -> None:
+    """`models fetch nonsense` says what there is."""
+    done = run("models", "fetch", "nonsense")
+    assert done.returncode == 65 and "smollm2" in done.stderr
+
+
+def test_check_finds_what_run_would_trip_over(tmp_path: Path) -> None:
+    """A file that is no model, and more cores than the host has: one line each, exit 78."""
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"not a model")
+    done = run("check", "--set", "tiers.fast.cores=5000", MODELS_DIR=str(tmp_path))
+    assert done.returncode == 78
+    assert "is no whole GGUF file" in done.stderr and "cores" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_frame_survives_anything_the_daemon_may_leave_out() -> None:
+    """The screen draws what is there; a newer or older daemon's answer is no error."""
+    from metamusesd.commands.status import frame
+
+    assert frame({}) and frame({"workers": [{}], "queues": {"by_queue": {"fast": {}}}, "reasons": ["a [b] c"]})
