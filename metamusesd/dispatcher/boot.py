@@ -22,7 +22,7 @@ from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.dispatcher.rounds import Rounds
 from metamusesd.dispatcher.router import TierView
 from metamusesd.errors import QueueRefused, QueueUnavailable
-from metamusesd.log import Logger, get_logger
+from metamusesd.log import get_logger
 from metamusesd.queues.base import Limits, Queue
 
 
@@ -63,6 +63,7 @@ class Boot:
         self._listen()
         self._start(self._rounds.beat(), "beat")
         self._start(self._serve(queue), "serve")
+        control.send(self._birth.control, {"say": "ready"})  # Redis may come when it likes
         try:
             return await self._exit
         finally:
@@ -74,7 +75,6 @@ class Boot:
         """Everything that needs Redis: first the door, then what an older self held, then the work."""
         await self._open(queue)
         await self._take_over(queue)
-        control.send(self._birth.control, {"say": "ready"})
         dispatcher, rounds = self._dispatcher, self._rounds
         for name in ("renew", "reap", "survey"):
             self._start(getattr(rounds, name)(), name)
@@ -141,7 +141,7 @@ class Boot:
             link = self._dispatcher.fleet.connect(
                 int(message["row"]), int(message["epoch"]), str(message["worker"]), str(message["tier"]), fd
             )
-            self._start(link, "link", loops=False)
+            self._start(link, "link")
         elif do == "unlink":
             exit = message.get("exit")
             self._dispatcher.fleet.unlink(int(message["row"]), int(message["epoch"]), exit, bool(message.get("hung")))
@@ -151,7 +151,7 @@ class Boot:
     def _drain(self, within_s: float) -> None:
         if not self._rounds.draining:
             self._rounds.draining = True
-            self._start(self._drained(within_s), "drain", loops=False)
+            self._start(self._drained(within_s), "drain")
 
     async def _drained(self, within_s: float) -> None:
         self._log.info("draining", within_s=within_s, held=len(self._dispatcher.held))
@@ -163,7 +163,7 @@ class Boot:
 
     # tasks
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str, *, loops: bool = True) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -178,6 +178,3 @@ class Boot:
     def _leave(self, code: int) -> None:
         if not self._exit.done():
             self._exit.set_result(code)
-
-
-__all__ = ["Boot", "Logger", "main"]

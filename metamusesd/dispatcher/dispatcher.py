@@ -4,8 +4,8 @@
     claim from a tier  ◄───────────────────────────────────┘
         └► process:  pick a worker ─► send ─► stream its tokens ─► settle
 
-Promise: at least once, one visible result. Every claim ends in exactly one settle, requeue or verdict of somebody else; the
-queue's token decides when two want to end the same job. One loop, one thread: nothing here needs a lock.
+Promise: at least once, one visible result. Every claim ends in exactly one settle, requeue or verdict of somebody else;
+the queue's token decides when two want to end the same job. One loop, one thread: nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Verdict, Want
 from metamusesd.wire import Finished, Refused, Token
 
+GIVE_BACK_S = 3.0  # at the end of a drain
+
 
 class Dispatcher:
     """Holds the claimed jobs of one host. `boot` gives it links and runs its loops."""
@@ -44,6 +46,7 @@ class Dispatcher:
         hooks = Hooks(ready=_nothing, tokens=self.stream, ended=self._ended, lost=_nothing)
         self.fleet = Fleet(board, names, hooks, self.pump.freed, log)
         self.emptied = asyncio.Event()
+        self.emptied.set()
         self._tiers, self._log, self._alone_after = tiers, log, max(1, max_crashes - 1)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -126,18 +129,21 @@ class Dispatcher:
                 self.outbox.append(run, run.chars, "", 0)
 
     async def drain(self, within_s: float) -> None:
-        """Claim no more; finish what can be finished in time, give back the rest, unburnt. Raises TimeoutError when Redis
-        did not take that in time: the next dispatcher takes it over."""
+        """Claim no more; finish what can be finished in time, give back the rest, unburnt.
+
+        Raises TimeoutError when Redis did not take that in time: the next dispatcher takes it over.
+        """
         self.pump.stop()
         try:
-            await asyncio.wait_for(self.emptied.wait(), within_s) if self.held else None
+            async with asyncio.timeout(within_s):
+                await self.pump.stopped.wait()
+                await self.emptied.wait()
         except TimeoutError:
             for run in list(self.held):
                 self._drop(run, Back("drain"))
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=max(1.0, within_s))
-            if late:
-                raise TimeoutError(f"{len(late)} jobs could not be given back")
+        async with asyncio.timeout(GIVE_BACK_S):
+            await self.pump.stopped.wait()
+            await self.emptied.wait()
 
     def _wants(self) -> list[Want]:
         return self.fleet.wants()
@@ -159,7 +165,7 @@ class Dispatcher:
         self.pump.freed(link.tier)
 
     async def _send_alone(self, run: Run, link: Link) -> None:
-        """Workers died under this job: the next crash shall be its own. The worker is emptied first, and stays closed."""
+        """Workers died under this job: the next crash shall be its own. The worker is emptied first."""
         link.load.closed = True
         run.end.add_done_callback(lambda _: self._reopen(link))
         await link.idle.wait()

@@ -1,4 +1,4 @@
-"""Stages 6, 7 · dispatcher · the live workers: links come and go by the supervisor's word, and a run finds its worker here.
+"""Stages 6, 7 · dispatcher · the live workers: links come and go by the supervisor's word; a run finds its worker.
 
 link   (from the supervisor) ─► connect ─► HELLO ─► the worker can be picked
 EOF    ─► nobody picks it any more; its runs wait for the evidence:
@@ -159,7 +159,7 @@ class Fleet:
 
 
 def prefix_digest(request: InferenceRequest) -> bytes:
-    """What names the beginning of a prompt: the persona with its traits, or the system message. Empty: nothing to share."""
+    """Names the beginning of a prompt: the persona with its traits, or the system message. Empty: nothing to share."""
     system = next((message.content for message in request.messages or () if message.role == "system"), "")
     text = request.persona or system
     if not text:

@@ -104,7 +104,7 @@ class Ledger:
 
     def depths(self, depths: list[Depth]) -> None:
         """Once a second."""
-        values = {}
+        values: dict[str, int] = {}
         for depth in depths:
             low, normal, high, critical = depth.by_class
             queue = depth.queue

@@ -1,7 +1,7 @@
 """Stages 7, 9 · dispatcher · its ends of the workers' pipes: orders of one moment in one frame, events to their runs.
 
-A Link is one epoch of one pipe. It can be used after the worker's HELLO, and it is over at EOF or at garbage; what its runs
-then become is decided by the fleet.
+A Link is one epoch of one pipe. It can be used after the worker's HELLO, and it is over at EOF or at garbage; what its
+runs then become is decided by the fleet.
 """
 
 from __future__ import annotations

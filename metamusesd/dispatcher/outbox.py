@@ -1,7 +1,7 @@
 """Stages 9, 10 · dispatcher · what is to be written to the queue, gathered: one call a kind and a moment, for all jobs.
 
-While one round of calls is under way, the next gathers. Text of one job is merged. Redis away: everything is kept and sent
-again after a pause; that is bounded, because only held jobs put something in, and a job's text by its max_tokens.
+While one round of calls is under way, the next gathers. Text of one job is merged. Redis away: everything is kept and
+sent again after a pause; that is bounded: only held jobs put something in, and a job's text is bound by its max_tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 def pause_s(tries: int) -> float:
     """How long to wait after the n-th failure in a row."""
-    return min(FIRST_PAUSE_S * 2 ** min(tries, 16), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+    return float(min(FIRST_PAUSE_S * 2.0 ** min(tries, 16), LONGEST_PAUSE_S)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Piece:
 
 
 class Outbox:
-    """Writes for all runs. `verdict` hears of every append that was not answered ok, `trouble` of Redis going and coming."""
+    """Writes for all runs. `verdict` hears of appends not answered ok, `trouble` of Redis going and coming."""
 
     def __init__(
         self, queue: Queue, verdict: Callable[[Run, Verdict], None], trouble: Callable[[QueueUnavailable | None], None]
@@ -89,7 +89,7 @@ class Outbox:
                 self._trouble(None)
 
     async def _round(self) -> None:
-        """One call of each kind that is needed. Calls of one moment keep their order on the way: text before its end."""
+        """One call of each kind that is needed. Calls of one moment keep their order on the way: text before end."""
         calls = []
         if self._pieces:
             pieces, self._pieces = self._pieces, {}

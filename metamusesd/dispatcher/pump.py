@@ -4,8 +4,8 @@
     a place became free, a tier waits ─┼─► wake ─► claim(routed, wants) ─► take each ─► again while there is more
     jobs were routed                  ─┘
 
-One claim is under way at a time; what happens meanwhile rides in the next. A free place is filled only by claiming the head
-of its queue. A claim that got no answer is repeated with its nonce and brings the same jobs.
+One claim is under way at a time; what happens meanwhile rides in the next. A free place is filled only by claiming the
+head of its queue. A claim that got no answer is repeated with its nonce and brings the same jobs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Pump:
         self._woken = asyncio.Event()
         self._woken.set()
         self._stopping = False
+        self.stopped = asyncio.Event()  # no claim is under way
+        self.stopped.set()
         self._calls = 0
 
     def __repr__(self) -> str:
@@ -62,11 +64,13 @@ class Pump:
 
     async def run(self) -> None:
         """Claim until stopped."""
+        self.stopped.clear()
         while not self._stopping or self._routed:
             await self._woken.wait()
             self._woken.clear()
             while await self._round():
                 pass
+        self.stopped.set()
 
     async def watch(self) -> None:
         """Wait for markers until cancelled."""

@@ -1,7 +1,7 @@
 """All stages · dispatcher · what is done again and again: beat, renew, reap, look at the queues.
 
-The beat never waits for Redis: the supervisor takes a dispatcher without a beat for hung. Everything else waits for Redis
-and only skips a turn when it is away.
+The beat never waits for Redis: the supervisor takes a dispatcher without a beat for hung. Everything else waits for
+Redis and only skips a turn when it is away.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 
 from metamusesd.board import QUEUES
 from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.dispatcher.links import Link
 from metamusesd.errors import QueueUnavailable
 from metamusesd.queues.base import Host, Queue, Suspect
 
@@ -62,7 +63,7 @@ class Rounds:
                 dispatcher.overruled(run, verdict)
 
     async def reap(self) -> None:
-        """Sweep what nobody holds any more. A lease is reaped only when two sweeps saw it expired, this interval apart."""
+        """Sweep what nobody holds any more. A lease is reaped when two sweeps, an interval apart, saw it expired."""
         suspects: tuple[Suspect, ...] = ()
         while True:
             await asyncio.sleep(REAP_S * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
@@ -92,5 +93,5 @@ class Rounds:
             await asyncio.sleep(max(0.0, self._lease_ms / 3000 - REAP_S))
         return suspects
 
-    def _gets_on(self, link: object, now_ns: int) -> bool:
-        return now_ns - self._dispatcher.fleet.progress_ns(link) < self._hang_ns  # type: ignore[arg-type]
+    def _gets_on(self, link: Link, now_ns: int) -> bool:
+        return now_ns - self._dispatcher.fleet.progress_ns(link) < self._hang_ns

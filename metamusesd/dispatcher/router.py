@@ -1,7 +1,7 @@
 """Stage 3 · dispatcher · name the domain, the complexity and the acceptable tiers of a request. Pure.
 
-Forced `tier` or `model` first; else by length and by the words that the original service knew. A tier that is not enabled
-falls through to the next heavier one, else to the heaviest that is there, and the route's reason says so.
+Forced `tier` or `model` first; else by length and by the words that the original service knew. A tier that is not
+enabled falls through to the next heavier one, else to the heaviest that is there, and the route's reason says so.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from metamusesd.errors import UnknownTier
 from metamusesd.job import InferenceRequest, Route
 from metamusesd.tiers import GENERAL_TIERS
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _WORD = re.compile(r"[a-z0-9+#']+")
-_CODE_SURE = frozenset(
-    "python javascript typescript rust golang java c++ c# sql regex refactor debug compile traceback".split()
-)
-_CODE_VERBS = frozenset("write implement code create fix optimize build".split())
-_CODE_NOUNS = frozenset("function script program class array algorithm code bug api query loop method module".split())
-_MATH = frozenset(
-    "integral derivative equation solve calculate theorem proof matrix probability algebra polynomial".split()
-)
-_REASONING = frozenset("deduce riddle puzzle syllogism paradox infer".split())
-_COMPLEX = frozenset(
+_CODE_SURE = _words("python javascript typescript rust golang java c++ c# sql regex refactor debug compile traceback")
+_CODE_VERBS = _words("write implement code create fix optimize build")
+_CODE_NOUNS = _words("function script program class array algorithm code bug api query loop method module")
+_MATH = _words("integral derivative equation solve calculate theorem proof matrix probability algebra polynomial")
+_REASONING = _words("deduce riddle puzzle syllogism paradox infer")
+_COMPLEX = _words(
     "explain philosophical implications analyze analyse compare contrast evaluate essay comprehensive detailed critique"
-    " argue consequences synthesize".split()
+    " argue consequences synthesize"
 )
-_MEDIUM = frozenset("why how describe summarize summarise list plan suggest improve translate rewrite".split())
+_MEDIUM = _words("why how describe summarize summarise list plan suggest improve translate rewrite")
 _SCAN_CHARS = 4000  # the beginning of a query says enough
 LONG_CHARS, MEDIUM_CHARS = 600, 160
 MEDIUM_SCORE, COMPLEX_SCORE = 0.35, 0.7

@@ -55,8 +55,10 @@ def wants(tiers: Mapping[str, Sequence[WorkerLoad]]) -> list[Want]:
 def pick(
     loads: Sequence[WorkerLoad], priority: int, prompt_tokens: int, max_tokens: int, warm: Iterable[int] = ()
 ) -> int | None:
-    """The index of the worker with the earliest predicted finish, or None when none has room. `warm`: indices of workers
-    that already hold the beginning of the prompt."""
+    """The index of the worker with the earliest predicted finish, or None when none has room.
+
+    `warm`: indices of workers that already hold the beginning of the prompt.
+    """
     best, best_s = None, 0.0
     for index, load in enumerate(loads):
         if load.room(priority) > 0:

@@ -53,7 +53,7 @@ class _Sequence:
 
 
 class EchoEngine:
-    """See engines.base.Engine. Holds `slots` running and `reserve_slots` pre-empted sequences, highest classes first."""
+    """See engines.base.Engine. Runs `slots` sequences, highest classes first, holds `reserve_slots` more."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.info = ModelInfo(
@@ -157,7 +157,7 @@ class EchoEngine:
             self._generated += 1
             if said == 1:
                 sequence.first_ns = time.monotonic_ns()
-        if said >= work.max_tokens or said >= len(words) and not (words and work.task.request.params.ignore_eos):
+        if said >= work.max_tokens or (said >= len(words) and not (words and work.task.request.params.ignore_eos)):
             reason = "length" if said >= work.max_tokens and said < len(words) else "stop"
             self._end(sequence, events, Finished(handle, reason))
 

@@ -1,7 +1,7 @@
 """Stage 8 · worker · from the fork to the step loop: load the model, say so, run.
 
-Exit codes: 0 asked to leave; 78 (control.EXIT_BAD_CONFIG) the model can never be loaded; 70 it could not be loaded this time;
-71 the loop itself failed.
+Exit codes: 0 asked to leave; 78 (control.EXIT_BAD_CONFIG) the model can never be loaded; 70 it could not be loaded this
+time; 71 the loop itself failed.
 """
 
 from __future__ import annotations

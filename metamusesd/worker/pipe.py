@@ -1,6 +1,6 @@
 """Stages 7, 9 · worker · its end of one pipe: frames in, a bounded buffer of frames out, never blocking.
 
-One Pipe is one epoch. A reader that is slow fills the buffer; `full` then tells the step loop to pause instead of growing.
+One Pipe is one epoch. A reader that is slow fills the buffer; `full` then tells the step loop to pause.
 """
 
 from __future__ import annotations

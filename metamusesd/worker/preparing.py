@@ -17,6 +17,7 @@ from metamusesd.job import InferenceRequest, Priority, parse_request
 from metamusesd.wire import Generate
 
 INLINE_BYTES = 4096
+CLOSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,18 @@ class Made:
 
 
 class Preparing:
-    """Turns Generates into Prepared tasks. All methods belong to the step thread; `fd` is readable when something is made."""
+    """Turns Generates into Prepared tasks, for the step thread. `fd` is readable when something is made."""
 
     def __init__(self, engine: Engine) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.pending = 0  # handed in and not yet taken
         self._engine = engine
-        self._orders: queue.SimpleQueue[tuple[int, Generate, int]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[tuple[int, Generate, int] | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[Made] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def now(self, epoch: int, order: Generate, deadline_ns: int) -> Made | None:
-        """Prepare on the caller's thread if that is sure to be quick; else None. For an idle engine: nobody is stalled."""
+        """Prepare on the caller's thread, when nobody is stalled by it and it is sure to be quick; else None."""
         if self.pending or len(order.body) > INLINE_BYTES:
             return None
         try:
@@ -69,6 +70,18 @@ class Preparing:
         self.pending -= len(made)
         return made
 
+    def wake(self) -> None:
+        """Make `fd` readable."""
+        os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """End the thread after its present work."""
+        if self._thread is not None:
+            self._orders.put(None)
+            self._thread.join(CLOSE_S)
+        if self._thread is None or not self._thread.is_alive():
+            os.close(self.fd)
+
     def drain_fd(self) -> None:
         """After `fd` was readable, before `take`."""
         try:
@@ -77,10 +90,9 @@ class Preparing:
             pass
 
     def _run(self) -> None:
-        while True:
-            epoch, order, deadline_ns = self._orders.get()
-            self._made.put(_make(self._engine, epoch, order, deadline_ns, None))
-            os.eventfd_write(self.fd, 1)
+        while (work := self._orders.get()) is not None:
+            self._made.put(_make(self._engine, *work, None))
+            self.wake()
 
 
 def _make(engine: Engine, epoch: int, order: Generate, deadline_ns: int, request: InferenceRequest | None) -> Made:

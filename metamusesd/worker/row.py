@@ -41,16 +41,13 @@ class Row:
     def stepped(self, now: EngineStatistics, held: int, pipe: Pipe | None) -> None:
         """After every step."""
         self._steps += 1
-        self._write(now, held, pipe.frames if pipe else 0, last_step_ns=time.monotonic_ns())
+        self._write(now, held, pipe, last_step_ns=time.monotonic_ns())
 
-    def beat(self, now: EngineStatistics, held: int, pipe: Pipe | None = None) -> None:
-        """Now and then while there is nothing to compute."""
-        if pipe is not None:
-            self._write(now, held, pipe.frames)
-        else:
-            self._write(now, held, self._block.get("frames_received"))
+    def beat(self, now: EngineStatistics, held: int, pipe: Pipe | None) -> None:
+        """Now and then, and after everything that came in, while there is nothing to compute."""
+        self._write(now, held, pipe)
 
-    def _write(self, now: EngineStatistics, held: int, frames: int, **more: int) -> None:
+    def _write(self, now: EngineStatistics, held: int, pipe: Pipe | None, **more: int) -> None:
         now_ns = time.monotonic_ns()
         state = WorkerState.PREFILL if now.queued_prompt_tokens else WorkerState.DECODE
         if not held:
@@ -60,7 +57,7 @@ class Row:
             queued_prompt_tokens=now.queued_prompt_tokens, kv_cells=now.kv_cells, kv_cells_used=now.kv_cells_used,
             prefill_milli_rate=milli(now.prefill_rate), decode_milli_rate=milli(now.decode_rate), steps=self._steps,
             step_ns=now.step_ns, generated_tokens=now.generated_tokens, prompt_tokens=now.prompt_tokens, jobs=self.jobs,
-            rss_bytes=self._rss(now_ns), frames_received=frames, prefix_hits=now.prefix_hits,
+            rss_bytes=self._rss(now_ns), frames_received=pipe.frames if pipe else 0, prefix_hits=now.prefix_hits,
             prefix_queries=now.prefix_queries, beat_ns=now_ns, **more,
         )  # fmt: skip
 

@@ -4,14 +4,13 @@
     pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop         while busy: looked at, never waited for
     engine.step()  ─► one EVENTS frame for all sequences · the board row
 
-One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket does,
-or on SIGTERM: the dispatcher has drained before, so there is nothing to save.
+One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket
+does, or on SIGTERM: the dispatcher has drained before, so there is nothing to save.
 """
 
 from __future__ import annotations
 
 import selectors
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -47,25 +46,29 @@ class Worker:
         self._selector.register(self._preparing.fd, selectors.EVENT_READ, self._on_prepared)
 
     def leave(self, *_: object) -> None:
-        """From a signal handler: end after the present step."""
+        """End after the present step. A signal handler may call it, and so may another thread."""
         self._leaving = True
+        self._preparing.wake()
 
     def run(self) -> None:
         """The loop. Blocks only when there is nothing to compute."""
-        wake_reader, wake_writer = socket.socketpair()
-        wake_writer.setblocking(False)
-        signal.set_wakeup_fd(wake_writer.fileno(), warn_on_full_buffer=False)
-        self._selector.register(wake_reader, selectors.EVENT_READ, lambda _: wake_reader.recv(64))
-        while not self._leaving:
-            computing = self._engine.busy() and not (self._pipe and self._pipe.full)
-            for key, mask in self._selector.select(0 if computing else IDLE_S):
-                key.data(mask)
-            if self._deadlines:
-                self._expire()
-            if self._engine.busy() and not (self._pipe and self._pipe.full):
-                self._step()
-            elif not computing:
-                self._row.beat(self._engine.statistics(), len(self._held))
+        try:
+            while not self._leaving:
+                for key, mask in self._selector.select(0 if self._can_step() else IDLE_S):
+                    key.data(mask)
+                if self._deadlines:
+                    self._expire()
+                if self._can_step():
+                    self._step()
+                else:
+                    self._row.beat(self._engine.statistics(), len(self._held), self._pipe)
+        finally:
+            self._unlink()
+            self._selector.close()
+            self._preparing.close()
+
+    def _can_step(self) -> bool:
+        return self._engine.busy() and not (self._pipe is not None and self._pipe.full)
 
     def _step(self) -> None:
         try:

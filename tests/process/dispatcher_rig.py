@@ -159,7 +159,13 @@ class Rig:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             assert worker.worker is not None
-            message = {"do": "link", "row": worker.row, "epoch": worker.epoch, "worker": worker.worker.name, "tier": "fast"}
+            message = {
+                "do": "link",
+                "row": worker.row,
+                "epoch": worker.epoch,
+                "worker": worker.worker.name,
+                "tier": "fast",
+            }
             assert control.send(worker.channel, message, ours.fileno())
             assert control.send(self.dispatcher.channel, message, theirs.fileno())
 
