@@ -84,7 +84,8 @@ class SyncClient:
             while (event := self._call(_next(events))) is not None:
                 yield event
         finally:
-            self._call(events.aclose())
+            if self._client is not None:
+                self._call(events.aclose())
 
     def wait(self, id: str, timeout_s: float | None = None) -> Result:
         """As Client."""

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metamusesd.client import Client, SyncClient, inbox
 from metamusesd.client.feed import MERGE_ABOVE, Feed
@@ -207,6 +209,38 @@ def test_feed_merges_for_a_slow_reader() -> None:
         feed.offer(token("x", at))
     assert len(seen(feed)) == MERGE_ABOVE
     assert sum(len(text) for _, _, text in seen(feed)) == 10 * MERGE_ABOVE
+
+
+@given(st.data())
+def test_feed_whatever_is_lost_doubled_or_late(data: st.DataObject) -> None:
+    """Whatever the mailbox loses and however the two sources interleave, the reader sees each run's text from offset 0
+    without gap or double, and the last run's text is the answer."""
+    runs = data.draw(st.lists(st.lists(st.text(min_size=1, max_size=3), max_size=5), min_size=1, max_size=4))
+    history: list[tuple[JobEvent, int]] = []
+    for run, pieces in enumerate(runs):
+        if run:
+            history.append((JobEvent("", "j", "restarted", 1), run))
+        history.append((JobEvent("", "j", "started", 1), run))
+        for at, piece in enumerate(pieces):
+            history.append((token(piece, len("".join(pieces[:at]))), run))
+    history.append((end("".join(runs[-1])), len(runs) - 1))
+    kept = data.draw(st.lists(st.booleans(), min_size=len(history), max_size=len(history)))
+    mail = [item for item, keep in zip(history, kept, strict=True) if keep]
+    own = list(history)
+    feed = open_feed()
+    while mail or own:
+        source = mail if mail and (not own or data.draw(st.booleans())) else own
+        feed.offer(*source.pop(0))
+    text = ""
+    for event in feed._events:
+        if event.kind == "restarted":
+            text = ""
+        elif event.kind == "token":
+            assert event.offset == len(text)
+            text += event.text
+    assert text == "".join(runs[-1])
+    assert [event.kind for event in feed._events].count("done") == 1
+    assert feed._events[-1].kind == "done"
 
 
 # submit
