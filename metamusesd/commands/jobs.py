@@ -16,7 +16,15 @@ from metamusesd.client import Client
 from metamusesd.commands import health
 from metamusesd.config import EMBEDDED, Config
 from metamusesd.errors import InvalidRequest, JobGone, WaitTimeout
-from metamusesd.job import MAX_BODY_BYTES, InferenceRequest, Result, decode_result, encode_result, parse_request
+from metamusesd.job import (
+    MAX_BODY_BYTES,
+    TERMINAL,
+    InferenceRequest,
+    Result,
+    decode_result,
+    encode_result,
+    parse_request,
+)
 from metamusesd.queues.base import JobEvent, Limits
 
 
@@ -205,7 +213,7 @@ async def _stream(client: Client, id: str, timeout_s: float | None) -> Result:
                     print(event.text, end="", flush=True)
                 elif event.kind == "restarted":
                     _say_restarted(event)
-                elif event.data:
+                elif event.kind in TERMINAL:
                     print(flush=True)
                     return decode_result(event.data)
     except TimeoutError:
@@ -217,7 +225,8 @@ async def _stream(client: Client, id: str, timeout_s: float | None) -> Result:
 
 def _say_restarted(event: JobEvent) -> None:
     print(flush=True)
-    line = f"── restarted (attempt {event.attempt}): its worker died; the answer begins again ──"
+    reason = event.data.decode("utf-8", "replace").replace("_", " ") or "it was given back"
+    line = f"── restarted (attempt {event.attempt}: {reason}); the answer begins again ──"
     print(f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 

@@ -42,14 +42,14 @@ def _headline(answer: dict[str, Any]) -> str:
     state, dispatcher, redis = answer.get("state", "?"), answer.get("dispatcher", {}), answer.get("redis", {})
     workers = answer.get("workers", [])
     ready = sum(worker.get("status") == "ready" for worker in workers)
-    rate = "redis up" if dispatcher.get("redis_ok") else "[red]redis down[/]"
+    reach = "redis up" if dispatcher.get("redis_ok") else "[red]redis down[/]"
     place = "embedded" if redis.get("embedded") else redis.get("url", "")
     parts = [
         f"metamusesd {answer.get('version', '')} {coloured(state)}",
         f"up {duration(answer.get('uptime_s', 0))}",
         f"{ready}/{len(workers)} workers",
         f"{dispatcher.get('running', 0)} running, {dispatcher.get('settled', 0)} settled",
-        f"{rate} ({screen.plain(place)})",
+        f"{reach} ({screen.plain(place)})",
     ]
     if dispatcher.get("stale"):
         parts.append("[red]dispatcher's figures are stale[/]")
