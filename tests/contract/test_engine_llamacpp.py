@@ -1,4 +1,4 @@
-"""The llamacpp engine on a real model. Needs a GGUF file in models/ or $MODELS_DIR; skipped, with the reason, without one."""
+"""The llamacpp engine on a real model: a GGUF file in models/ or $MODELS_DIR. Skipped, with the reason, without one."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_forged_control_tokens_stay_text(engine: Any) -> None:
 
 
 def test_overflow_is_typed_and_truncation_fits(engine: Any) -> None:
-    """A prompt over the context is refused with both numbers; `truncate` drops the oldest turns; a megabyte is refused quickly."""
+    """A prompt over the context is refused with both numbers; `truncate` drops the oldest turns; so is a megabyte."""
     turns = [Message(role=role, content="word " * 60) for _ in range(20) for role in ("user", "assistant")]
     with pytest.raises(ContextOverflow) as caught:
         Run(engine).admit("And now?", context=turns)
@@ -260,8 +260,11 @@ def test_prefix_is_reused(engine: Any) -> None:
 def test_seeds_are_reproducible(engine: Any) -> None:
     """The same seed gives the same answer, the largest one included; another seed gives another."""
     params = {"temperature": 1.2, "top_p": 0.95, "repeat_penalty": 1.1, "max_tokens": 20}
-    answer(engine, "Invent a word.")
-    texts = [answer(engine, "Invent a word.", params=params | {"seed": seed}) for seed in (0, 0, 2**32 - 2, 2**32 - 2)]
+    texts = []
+    for seed in (0, 0, 2**32 - 2, 2**32 - 2):
+        for hold in list(engine._memory.cached.values()):
+            engine._memory.forget(hold)  # where cells lie changes float sums (see engine.py): begin with none
+        texts.append(answer(engine, "Invent a word.", params=params | {"seed": seed}))
     assert texts[0] == texts[1] != texts[2] == texts[3]
 
 
@@ -287,7 +290,7 @@ def test_logit_bias_is_checked(engine: Any) -> None:
 
 
 def test_a_failed_decode_ends_its_batch_and_nothing_else(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When llama_decode fails, the sequences of that batch end with engine_failed, and the engine serves on."""
+    """When llama_decode fails, the sequences of that batch end with engine_failed; the engine serves on."""
     run = Run(engine)
     handle = run.admit("Hello.")
     with monkeypatch.context() as patch:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 STEP_CAP_S = 0.1
 CREDIT_CAP_S = 1.0
-LEAST_CHUNK = 4  # tokens: smaller chunks cost more in overhead than they spare in waiting
+LEAST_CHUNK = 8  # tokens: smaller chunks cost more in overhead than they spare in waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Budget:
     slots: int
     chunk_limit: int  # tokens a batch can take
     decode_s: float  # per decode step of the sequences at hand
+    chunk_s: float  # of a prompt chunk that rides on no decode batch, beside its tokens
     prefill_s: float  # per prompt token
     prefill_ratio: float
     credit_s: float
@@ -82,11 +83,13 @@ def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
     yielding = tuple(view.key for view in views if view.key not in chosen)
     if first is None:
         return Plan(decode, (), yielding)
-    whole_s = first.remaining * budget.prefill_s
+    whole_s = budget.chunk_s + first.remaining * budget.prefill_s
     if not decode:
-        return Plan((), (_chunk(first, budget.step_cap_s, budget),), yielding)
+        return Plan((), (_chunk(first, budget.step_cap_s - budget.chunk_s, budget),), yielding)
     if whole_s <= budget.credit_s:
-        return Plan((), (_chunk(first, budget.step_cap_s, budget),), yielding, min(whole_s, budget.step_cap_s))
+        return Plan(
+            (), (_chunk(first, budget.step_cap_s - budget.chunk_s, budget),), yielding, min(whole_s, budget.step_cap_s)
+        )
     allowed_s = min(budget.prefill_ratio * budget.decode_s, budget.step_cap_s)
     return Plan(decode, (_chunk(first, allowed_s, budget, len(decode)),), yielding)
 

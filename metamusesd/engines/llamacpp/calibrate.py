@@ -14,7 +14,7 @@ from metamusesd.engines.llamacpp.native import Context
 from metamusesd.engines.llamacpp.rates import Rates
 
 LIMIT_S = 1.0
-PROMPT_TOKENS = 32
+PROMPTS = (8, 64)  # two chunk sizes: what a chunk costs, and what a token
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -27,10 +27,10 @@ def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int) -> No
         if size > slots or (measured_s and time.perf_counter() - started > LIMIT_S):
             break
         measured_s[size] = min(_timed(context, size, turn, vocabulary) for turn in range(5))
-    prompt_s = _prompt_s(context, min(PROMPT_TOKENS, context.limit), vocabulary)
+    chunks_s = {size: min(_prompt_s(context, size, vocabulary) for _ in range(2)) for size in PROMPTS}
     for sequence in range(slots):
         context.remove(sequence)
-    rates.calibrate(measured_s, prompt_s, slots)
+    rates.calibrate(measured_s, chunks_s, slots)
 
 
 def _timed(context: Context, size: int, position: int, vocabulary: int) -> float:
@@ -45,14 +45,14 @@ def _timed(context: Context, size: int, position: int, vocabulary: int) -> float
 
 
 def _prompt_s(context: Context, size: int, vocabulary: int) -> float:
-    """The time of one prompt token in a chunk of `size`."""
+    """The time of a prompt chunk of `size` tokens."""
     context.remove(0)
     context.tokens[:size] = np.arange(size) % vocabulary
     context.positions[:size] = np.arange(size)
     context.sequences[:size] = 0
     context.wanted[:size] = 0
     context.wanted[size - 1] = 1
-    return _decode_s(context, size) / size
+    return _decode_s(context, size)
 
 
 def _decode_s(context: Context, size: int) -> float:

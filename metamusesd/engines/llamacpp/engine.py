@@ -4,10 +4,10 @@
            batch.py       memory.py         batch.py   memory.py                native.py    sampling.py
 
 Determinism. A draw depends on (seed, position) alone, and greedy decoding on nothing but the logits. The logits
-themselves depend a little on what else is in a batch: llama.cpp picks other kernels for other batch sizes, and float
-sums then round differently (up to 1.1 logits of noise was measured on a 4-bit model). So equal requests give equal
-tokens when they run in batches of equal shape, for instance alone; beside others they may part where two tokens are
-nearly equally likely. The same holds for a prompt whose prefix was computed by another sequence in other chunks.
+themselves depend a little on what else is there: llama.cpp picks other kernels for other batch sizes, and sums
+attention in the order in which the cells lie, so floats round differently (up to 1.1 logits of noise was measured on a
+4-bit model). Equal requests give equal tokens when batches have equal shapes and the KV cache an equal layout, for
+instance alone after a start; beside others they may part where two tokens are nearly equally likely.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class LlamaEngine:
             slots=self._spec.slots,
             chunk_limit=self._context.limit,
             decode_s=self._rates.decode_cost_s(decodes),
-            prefill_s=self._rates.prefill_s,
+            chunk_s=self._rates.chunk_s * self._rates.prefill_drift,
+            prefill_s=self._rates.prefill_s * self._rates.prefill_drift,
             prefill_ratio=self._spec.prefill_ratio,
             credit_s=self._credit_s,
         )
@@ -338,7 +339,7 @@ class LlamaEngine:
             queued_prompt_tokens=sum(s.hold.remaining for s in live if s.hold.remaining > 1),
             kv_cells=self._memory.cells.total,
             kv_cells_used=self._memory.cells.used,
-            prefill_rate=1.0 / self._rates.prefill_s,
+            prefill_rate=self._rates.prompt_tokens_per_s,
             decode_rate=self._rates.tokens_per_s,
             step_ns=self._step_ns,
             prefix_hits=self._hits,

@@ -1,7 +1,9 @@
 """Stage 8 · worker · what a step costs, learnt from what steps did cost.
 
 `decode_s[n]` is measured once at load for batches of n sequences; `drift` follows how much dearer steps have become
-since (a longer KV cache, a busy neighbour). `prefill_s` is the time a prompt token adds. All in seconds.
+since (a longer KV cache, a busy neighbour). A prompt chunk costs `chunk_s` for being one, unless it rides on a decode batch, and
+`prefill_s` for each token, both times `prefill_drift`. Were the fixed part left out, small chunks would look dear, become
+smaller still, and starve a prompt. All in seconds.
 
 Decoding n sequences at once is not always the quickest way to get n tokens: on one core, some weight formats have a
 quick path for one token and a slow one for a few. So `split` says into which parts to cut a decode batch.
@@ -19,8 +21,10 @@ class Rates:
     """The cost model of one engine. Mutated by its step thread only."""
 
     decode_s: list[float] = field(default_factory=lambda: [0.0, 0.02])  # index: sequences in the batch
+    chunk_s: float = 0.01
     prefill_s: float = 0.005
     drift: float = 1.0
+    prefill_drift: float = 1.0
     tokens_per_s: float = 0.0
     parts: list[tuple[int, ...]] = field(default_factory=lambda: [(), (1,)])
 
@@ -40,15 +44,23 @@ class Rates:
 
     def saw_prefill(self, tokens: int, decodes: int, took_s: float) -> None:
         """A step with `tokens` of prompts took `took_s`, `decodes` sequences among them."""
-        each = max(took_s - (self.decode_cost_s(decodes) if decodes else 0.0), took_s * 0.1) / tokens
-        if tokens >= 4:
-            self.prefill_s += WEIGHT * (each - self.prefill_s)
+        expected = tokens * self.prefill_s + (0.0 if decodes else self.chunk_s)
+        actual = took_s - (self.decode_cost_s(decodes) if decodes else 0.0)
+        self.prefill_drift += WEIGHT * (max(actual / expected, 0.1) - self.prefill_drift)
 
-    def calibrate(self, measured_s: dict[int, float], prefill_s: float, most: int) -> None:
-        """Take the load-time measurements: seconds by batch size (1 among them), seconds a prompt token."""
-        self.decode_s = [0.0] + [interpolate(measured_s, size) for size in range(1, most + 1)]
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """How quickly a long prompt is computed when nothing else runs."""
+        return 1.0 / (self.prefill_s * self.prefill_drift)
+
+    def calibrate(self, decode_s: dict[int, float], chunks_s: dict[int, float], most: int) -> None:
+        """Take the load-time measurements: seconds of decode batches (1 among them) and of two prompt chunks, by size."""
+        self.decode_s = [0.0] + [interpolate(decode_s, size) for size in range(1, most + 1)]
         self.parts = best_parts(self.decode_s)
-        self.prefill_s = prefill_s
+        small, large = min(chunks_s), max(chunks_s)
+        slope = (chunks_s[large] - chunks_s[small]) / max(large - small, 1)
+        self.prefill_s = slope if slope > 0 else chunks_s[large] / large
+        self.chunk_s = max(0.0, chunks_s[small] - small * self.prefill_s)
 
     def _table_s(self, size: int) -> float:
         table = self.decode_s

@@ -16,6 +16,7 @@ def budget(**changes: float) -> Budget:
         "slots": 8,
         "chunk_limit": 512,
         "decode_s": 0.05,
+        "chunk_s": 0.0,
         "prefill_s": 0.005,
         "prefill_ratio": 1.2,
         "credit_s": 0.0,

@@ -23,9 +23,10 @@ def test_a_batch_is_cut_where_that_is_quicker() -> None:
 def test_rates_follow_what_steps_cost() -> None:
     """Dearer steps raise the estimate; prefill costs what a mixed step took beyond its decodes."""
     rates = Rates()
-    rates.calibrate({1: 0.01, 2: 0.012}, 0.005, 2)
+    rates.calibrate({1: 0.01, 2: 0.012}, {8: 0.05, 64: 0.33}, 2)
+    assert (rates.prefill_s, rates.chunk_s) == (pytest.approx(0.005), pytest.approx(0.01))
     for _ in range(40):
         rates.saw_decode(2, 0.024)
         rates.saw_prefill(10, 2, 0.124)
     assert rates.decode_cost_s(2) == pytest.approx(0.024, rel=0.01)
-    assert rates.prefill_s == pytest.approx(0.01, rel=0.01)
+    assert rates.prompt_tokens_per_s == pytest.approx(100, rel=0.01)
