@@ -36,6 +36,7 @@ LATENCY_JOBS, THROUGHPUT_JOBS = 1_000, 5_000
 QUICK_JOBS = 100, 500
 MEASURE_TIMEOUT_S = 300.0
 STOP_S = 10.0
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 
 Figures = dict[str, Any]
 
@@ -87,7 +88,7 @@ def measure(system: str, latency_jobs: int, throughput_jobs: int) -> Figures:
     with tempfile.TemporaryDirectory(prefix="mmq-") as folder, redis_server(Path(folder)) as url:
         drive = [python, "-W", "ignore", "-m", "benchmarks.queue_yardsticks.drive", system]
         with child([*drive, "serve", url], Path(folder) / "serve.log") as server:
-            command = [*drive, "measure", url, str(latency_jobs), str(throughput_jobs)]
+            command = [*DIES_WITH_US, *drive, "measure", url, str(latency_jobs), str(throughput_jobs)]
             producer = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=False)
             if producer.returncode == 0 and server.poll() is None:
                 figures: Figures = json.loads(producer.stdout.splitlines()[-1])
@@ -114,9 +115,9 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block."""
+    """A process that ends with the block, or by the kernel when this process dies."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen([*DIES_WITH_US, *command], stdout=output, stderr=output)
     try:
         yield process
     finally:
