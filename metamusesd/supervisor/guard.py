@@ -1,4 +1,4 @@
-"""Supervisor · holds the watches: asks the board about every child and names those that are hung. The rule: watchdog.py."""
+"""Supervisor · holds the watches: asks the board about every child, names those that are hung. Rule: watchdog.py."""
 
 from __future__ import annotations
 

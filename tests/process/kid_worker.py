@@ -1,0 +1,83 @@
+"""A worker of a few lines, for tests of the supervisor: takes links, notes what it sees, misbehaves when the file says so."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from metamusesd import control
+from metamusesd.board import WorkerState
+from metamusesd.control import Birth
+from tests.process.kid_dispatcher import mischief, note
+
+
+def facts() -> dict[str, object]:
+    """How the supervisor has left us."""
+    fds = {
+        int(name): os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+    }
+    return {
+        "fds": sorted(fd for fd in fds if fd > 2),
+        "stdin": fds[0],
+        "group": os.getpgid(0),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        "threads": threading.active_count(),
+        "notify": os.environ.get("NOTIFY_SOCKET"),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "title": open("/proc/self/comm").read().strip(),
+        "heavy": sorted(
+            {"asyncio", "redis", "msgspec", "numpy", "uvloop", "threading"} & set(sys.modules) - {"threading"}
+        ),
+    }
+
+
+def main(birth: Birth) -> int:
+    note(birth, "born", generation=birth.generation, **facts())
+    wanted = mischief(birth)
+    if wanted.startswith("exit"):
+        return int(wanted.split()[1])
+    if wanted == "says failed":
+        control.send(
+            birth.control,
+            {"say": "failed", "error": {"code": "model_not_found", "message": "no file"}, "permanent": True},
+        )
+        return 78
+    if wanted == "never ready":
+        time.sleep(600)
+    if wanted != "ignores term":
+        signal.signal(signal.SIGTERM, lambda *_: (note(birth, "term"), sys.exit(0)))
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control.send(birth.control, {"say": "ready", "model": "none"})
+    row = birth.board.workers[birth.row]
+    steps = 0
+    ends = []
+    while True:
+        wanted = mischief(birth)
+        if wanted == "hangs with work":
+            row.write(state=WorkerState.DECODE, slots_used=1, beat_ns=time.monotonic_ns())
+        elif wanted == "slow with work":
+            steps += 1
+            row.write(state=WorkerState.DECODE, slots_used=1, steps=steps, beat_ns=time.monotonic_ns())
+        else:
+            row.write(state=WorkerState.IDLE, slots_used=0, beat_ns=time.monotonic_ns())
+        if wanted.startswith("later exit"):
+            return int(wanted.split()[2])
+        if select.select([birth.control], [], [], 0.05)[0]:
+            received = control.receive(birth.control)
+            if received is None:
+                return 1
+            message, fd = received
+            note(birth, message.pop("do"), **message)
+            if fd is not None:
+                ends.append(fd)
+                os.write(fd, b"hello from the worker")
+                note(birth, "read", said=os.read(fd, 100).decode())
