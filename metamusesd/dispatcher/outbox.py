@@ -48,6 +48,11 @@ class Outbox:
     def __repr__(self) -> str:
         return f"<Outbox appends={len(self._pieces)} settles={len(self._ends)} requeues={len(self._backs)}>"
 
+    @property
+    def pending(self) -> int:
+        """Entries that are not under way yet."""
+        return len(self._pieces) + len(self._ends) + len(self._backs)
+
     def append(self, run: Run, offset: int, text: str, tokens: int) -> None:
         """New text of a run; empty text asks for the verdict."""
         piece = self._pieces.get(run)

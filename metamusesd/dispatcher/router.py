@@ -64,7 +64,7 @@ def analyse(query: str) -> tuple[str, float]:
     words = _WORD.findall(query[:_SCAN_CHARS].lower())
     known = set(words)
     score = min(0.4, len(query) / LONG_CHARS * 0.4)
-    score += min(0.6, 0.35 * len(known & _COMPLEX)) + (0.15 if known & _MEDIUM and len(words) > 6 else 0.0)
+    score += min(0.8, 0.35 * len(known & _COMPLEX)) + (0.15 if known & _MEDIUM and len(words) > 6 else 0.0)
     if known & _CODE_SURE or (known & _CODE_VERBS and known & _CODE_NOUNS):
         return "code", min(1.0, score + 0.35)
     if known & _MATH:

@@ -16,6 +16,7 @@ CLASSES = len(Priority)
 WARM_SHARE = 0.15  # of its prompt that a job with a known persona still has to compute, roughly
 GUESSED_PREFILL_RATE = 200.0  # tokens/s, until the worker has measured
 GUESSED_DECODE_RATE = 50.0
+SLOWEST_RATE = 0.001
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ def pick(
 
 def predict_s(load: WorkerLoad, priority: int, prompt_tokens: float, max_tokens: int) -> float:
     """When such a job would be finished there. Jobs of lower classes yield to it and are not counted as neighbours."""
-    prefill_rate = load.prefill_rate or GUESSED_PREFILL_RATE
+    prefill_rate = max(load.prefill_rate or GUESSED_PREFILL_RATE, SLOWEST_RATE)
     neighbours = sum(load.by_class[priority:])
-    rate = (load.decode_rate or GUESSED_DECODE_RATE) / (neighbours + 1)
+    rate = max(load.decode_rate or GUESSED_DECODE_RATE, SLOWEST_RATE) / (neighbours + 1)
     return (load.prompt_tokens + prompt_tokens) / prefill_rate + max_tokens / rate

@@ -157,8 +157,9 @@ class EchoEngine:
             self._generated += 1
             if said == 1:
                 sequence.first_ns = time.monotonic_ns()
-        if said >= work.max_tokens or (said >= len(words) and not (words and work.task.request.params.ignore_eos)):
-            reason = "length" if said >= work.max_tokens and said < len(words) else "stop"
+        done = said >= len(words) and not (words and work.task.request.params.ignore_eos)
+        if done or said >= work.max_tokens:
+            reason = "stop" if done else "length"
             self._end(sequence, events, Finished(handle, reason))
 
     def _end(self, sequence: _Sequence, events: list[Event], finished: Finished) -> None:

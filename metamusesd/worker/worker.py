@@ -65,7 +65,10 @@ class Worker:
         finally:
             self._unlink()
             self._selector.close()
-            self._preparing.close()
+
+    def close(self) -> None:
+        """After `run` has returned, when nobody can call `leave` any more."""
+        self._preparing.close()
 
     def _can_step(self) -> bool:
         return self._engine.busy() and not (self._pipe is not None and self._pipe.full)

@@ -1,0 +1,334 @@
+"""The dispatcher on the memory queue, with a worker played by the test at the other end of a real pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from metamusesd.board import Board
+from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.dispatcher.router import TierView
+from metamusesd.errors import QueueUnavailable
+from metamusesd.job import Priority, Result, decode_result
+from metamusesd.log import get_logger
+from metamusesd.queues.base import Append, JobEvent, Submission, Verdict
+from metamusesd.queues.memory import MemoryQueue
+from metamusesd.wire import Finished, Frame, FrameReader, Generate, Hello, Refused, Token, encode
+
+IDS = (f"job-{n}" for n in itertools.count())
+
+
+class Fragile(MemoryQueue):
+    """A memory queue that can be away."""
+
+    away = False
+
+    async def append(self, pieces: Any) -> list[Verdict]:
+        if self.away:
+            raise QueueUnavailable
+        return await super().append(pieces)
+
+    async def settle(self, ends: Any) -> list[Verdict]:
+        if self.away:
+            raise QueueUnavailable
+        return await super().settle(ends)
+
+
+class PlayedWorker:
+    """The worker's end of a pipe, in the hands of a test."""
+
+    def __init__(self, sock: socket.socket, epoch: int, slots: int) -> None:
+        self._sock, self.epoch, self.slots = sock, epoch, slots
+        self._frames: asyncio.Queue[tuple[Frame, Any]] = asyncio.Queue()
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        loop, reader = asyncio.get_running_loop(), FrameReader(self.epoch)
+        while data := await loop.sock_recv(self._sock, 65536):
+            for frame in reader.feed(data):
+                self._frames.put_nowait(frame)
+
+    async def send(self, frame: Frame, payload: Any) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._sock, encode(frame, self.epoch, payload))
+
+    async def hello(self) -> None:
+        await self.send(Frame.HELLO, Hello("fast-0", "fast", "m", "sha256:1", "echo", 4096, self.slots, 0))
+
+    async def orders(self, count: int = 1) -> list[Generate]:
+        """The next orders, from as many frames as it takes."""
+        found: list[Generate] = []
+        while len(found) < count:
+            frame, payload = await asyncio.wait_for(self._frames.get(), 5)
+            assert frame is Frame.GENERATE
+            found += payload
+        return found
+
+    async def cancels(self) -> list[int]:
+        frame, payload = await asyncio.wait_for(self._frames.get(), 5)
+        assert frame is Frame.CANCEL
+        return list(payload)
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        self._sock.close()
+
+
+class Stage:
+    """A dispatcher at work and what a test needs around it."""
+
+    def __init__(self) -> None:
+        self.queue, self.board = Fragile(), Board(2)
+        tiers = [TierView("fast", "m")]
+        self.dispatcher = Dispatcher(self.queue, self.board, tiers, "host:1", get_logger("test"))
+        self.workers: list[PlayedWorker] = []
+        loop = asyncio.get_running_loop()
+        works = (self.dispatcher.pump.run(), self.dispatcher.pump.watch(), self.dispatcher.outbox.run())
+        self.tasks = [loop.create_task(work) for work in works]
+
+    async def worker(self, slots: int = 4, row: int = 0) -> PlayedWorker:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        worker = PlayedWorker(ours, len(self.workers) + 1, slots)
+        self.workers.append(worker)
+        await self.dispatcher.fleet.connect(row, worker.epoch, f"fast-{row}", "fast", theirs.detach())
+        await worker.hello()
+        return worker
+
+    async def submit(self, body: bytes = b'{"user_query":"hi"}', priority: int = 1, **more: Any) -> str:
+        id = next(IDS)
+        await self.queue.submit([Submission(id, body, id, priority, **more)])
+        return id
+
+    async def ended(self, id: str) -> Result:
+        async with asyncio.timeout(5):
+            while (raw := await self.queue.result(id)) is None:
+                await asyncio.sleep(0)
+        return decode_result(raw)
+
+    async def state(self, id: str, wanted: str) -> None:
+        async with asyncio.timeout(5):
+            while (view := await self.queue.view(id)) is None or view.state != wanted:
+                await asyncio.sleep(0)
+
+    async def texts(self, id: str) -> list[JobEvent]:
+        return [event for event in await self.queue.events(id) if event.kind == "token"]
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+        for worker in self.workers:
+            await worker.close()
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    yield stage
+    await stage.close()
+
+
+async def test_the_journey(stage: Stage) -> None:
+    """A submitted job is routed, sent, streamed and settled."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    [order] = await worker.orders()
+    assert (order.id, order.body, order.attempt) == (id, b'{"user_query":"hi"}', 1)
+    await worker.send(Frame.EVENTS, [Token(order.handle, "Hé", 1, True)])
+    await worker.send(Frame.EVENTS, [Token(order.handle, "llo", 1), Finished(order.handle, "stop", None, 2, 2)])
+    result = await stage.ended(id)
+    assert (result.state, result.content, result.worker, result.tier) == ("done", "Héllo", "fast-0", "fast")
+    texts = await stage.texts(id)
+    assert "".join(event.text for event in texts) == "Héllo"
+    assert [event.offset for event in texts] == ([0, 2] if len(texts) == 2 else [0])
+
+
+async def test_no_events_when_no_stream_is_wanted(stage: Stage) -> None:
+    """`stream: false`: no token is written, the result has them all."""
+    worker = await stage.worker()
+    id = await stage.submit(stream=False)
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Token(order.handle, "yes", 1, True), Finished(order.handle, "stop")])
+    assert (await stage.ended(id)).content == "yes"
+    assert await stage.texts(id) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        (b"{not json", "invalid_request", "body"),
+        (b'{"user_query":"x","params":{"seed":"y"}}', "invalid_request", "params.seed"),
+        (b'{"user_query":"x","tier":"heavy"}', "unknown_tier", "tier"),
+        (b'{"user_query":"x","model":"gpt"}', "unknown_tier", "model"),
+    ],
+)
+async def test_what_cannot_be_served_fails_typed(stage: Stage, body: bytes, code: str, field: str) -> None:
+    """A raw or broken body ends as `failed` with field and remedy, and never reaches a worker."""
+    result = await stage.ended(await stage.submit(body))
+    assert result.error is not None
+    assert (result.state, result.error["code"], result.error["field"]) == ("failed", code, field)
+    assert result.error["remedy"]
+
+
+async def test_waits_in_the_queue_for_a_place(stage: Stage) -> None:
+    """Over the slots jobs stay in Redis; the head gets the next free place, highest class first."""
+    worker = await stage.worker(slots=1)
+    first = await stage.submit()
+    [order] = await worker.orders()
+    assert order.id == first
+    low, high = await stage.submit(priority=0), await stage.submit(priority=2)
+    await stage.state(high, "ready")
+    await worker.send(Frame.EVENTS, [Finished(order.handle, "stop")])
+    [order] = await worker.orders()
+    assert order.id == high
+    await worker.send(Frame.EVENTS, [Finished(order.handle, "stop")])
+    [order] = await worker.orders()
+    assert order.id == low
+
+
+async def test_a_cancel_reaches_the_worker(stage: Stage) -> None:
+    """The next verdict says cancelled: the worker is told, and the place is free."""
+    worker = await stage.worker(slots=1)
+    id = await stage.submit()
+    [order] = await worker.orders()
+    assert await stage.queue.cancel(id) == "cancelled"
+    stage.dispatcher.ask(0)
+    assert await worker.cancels() == [order.handle]
+    other = await stage.submit()
+    assert (await worker.orders())[0].id == other
+
+
+async def test_a_token_brings_the_verdict_as_well(stage: Stage) -> None:
+    """A running stream learns of its cancel by its own append."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    [order] = await worker.orders()
+    await stage.queue.cancel(id)
+    await worker.send(Frame.EVENTS, [Token(order.handle, "late", 1, True)])
+    assert await worker.cancels() == [order.handle]
+
+
+async def test_a_refused_job_goes_back_unburnt(stage: Stage) -> None:
+    """No room after all: the job runs later, as its first attempt, without a crash."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Refused(order.handle)])
+    [again] = await worker.orders()
+    assert (again.id, again.attempt) == (id, 1)
+
+
+async def test_a_dead_worker_gives_its_jobs_to_another(stage: Stage) -> None:
+    """EOF and `unlink`: the job runs elsewhere as attempt 2, and its text begins at offset 0."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Token(order.handle, "half", 1, True)])
+    other = await stage.worker(row=1)
+    await worker.close()
+    stage.dispatcher.fleet.unlink(0, worker.epoch, -9, False)
+    [again] = await other.orders()
+    assert (again.id, again.attempt) == (id, 2)
+    view = await stage.queue.view(id)
+    assert view is not None
+    assert view.crashes == 1
+    await other.send(Frame.EVENTS, [Token(again.handle, "whole", 1, True), Finished(again.handle, "stop")])
+    assert (await stage.ended(id)).content == "whole"
+
+
+async def test_a_new_pipe_of_a_living_worker_is_no_crash(stage: Stage) -> None:
+    """Garbage closed the pipe and the supervisor made another: nobody died, nothing counts."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    await worker.orders()
+    await worker.close()
+    fresh = await stage.worker()
+    [again] = await fresh.orders()
+    view = await stage.queue.view(id)
+    assert view is not None
+    assert (again.id, view.crashes, view.attempt) == (id, 0, 1)
+
+
+async def test_garbage_from_a_worker_closes_its_pipe(stage: Stage) -> None:
+    """A frame that cannot be read is the end of that pipe and of nothing else."""
+    worker = await stage.worker()
+    await stage.submit()
+    [order] = await worker.orders()
+    await asyncio.get_running_loop().sock_sendall(worker._sock, b"\xff" * 64)
+    await asyncio.wait_for(asyncio.shield(worker._reading), 5)
+    other = await stage.worker(row=1)
+    stage.dispatcher.fleet.unlink(0, worker.epoch, 0, False)
+    assert (await other.orders())[0].id == order.id
+
+
+async def test_a_retryable_error_burns_an_attempt(stage: Stage) -> None:
+    """An engine's failure is tried again, as attempt 2."""
+    worker = await stage.worker()
+    await stage.submit()
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Finished(order.handle, error={"code": "engine_failed", "retryable": True})])
+    assert (await worker.orders())[0].attempt == 2
+
+
+async def test_after_two_crashes_it_runs_alone(stage: Stage) -> None:
+    """A job under which two workers died waits until its worker is empty, and keeps it for itself."""
+    poison = await stage.submit()
+    for _ in range(2):
+        worker = await stage.worker()
+        await worker.orders()
+        await worker.close()
+        stage.dispatcher.fleet.unlink(0, worker.epoch, -11, False)
+    worker = await stage.worker()
+    neighbour = await stage.submit(priority=3)
+    [order] = await worker.orders()
+    assert order.id in (poison, neighbour)
+    await worker.send(Frame.EVENTS, [Finished(order.handle, "stop")])
+    [second] = await worker.orders()
+    assert {order.id, second.id} == {poison, neighbour}
+    await worker.send(Frame.EVENTS, [Finished(second.handle, "stop")])
+    await stage.ended(poison)
+    await stage.ended(neighbour)
+
+
+async def test_a_drain_gives_back_what_does_not_finish(stage: Stage) -> None:
+    """The drain's time is over: the rest goes back unburnt, and nothing more is claimed."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    await worker.orders()
+    await stage.dispatcher.drain(0.0)
+    view = await stage.queue.view(id)
+    assert view is not None
+    assert (view.state, view.attempt, view.crashes) == ("ready", 1, 0)
+    await stage.submit()
+    assert not stage.dispatcher.held
+
+
+async def test_what_cannot_be_written_now_is_written_later(stage: Stage) -> None:
+    """Redis away while tokens and an end arrive: all of it is there when it is back, in order."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    [order] = await worker.orders()
+    stage.queue.away = True
+    await worker.send(Frame.EVENTS, [Token(order.handle, "one", 1, True)])
+    await worker.send(Frame.EVENTS, [Token(order.handle, " two", 1), Finished(order.handle, "stop")])
+    async with asyncio.timeout(5):
+        while stage.dispatcher.ledger.redis_ok or not stage.dispatcher.outbox.pending:
+            await asyncio.sleep(0)
+    stage.queue.away = False
+    assert (await stage.ended(id)).content == "one two"
+    assert "".join(event.text for event in await stage.texts(id)) == "one two"
+
+
+async def test_a_stale_token_changes_nothing(stage: Stage) -> None:
+    """Somebody with an old claim token gets `lost`."""
+    worker = await stage.worker()
+    id = await stage.submit(priority=Priority.HIGH)
+    await worker.orders()
+    assert await stage.queue.append([Append(id, "old:1", 0, "x", 1)]) == [Verdict.LOST]
