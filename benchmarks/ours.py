@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.load import JSON_SCHEMA, Ask, Sample
 from benchmarks.machine import descendants, pinned
 from metamusesd import config
-from metamusesd.job import CachePolicy, InferenceRequest, Message, Params, Result, decode_result
+from metamusesd.job import TERMINAL, CachePolicy, InferenceRequest, Message, Params, Result, decode_result
 
 if TYPE_CHECKING:
     from metamusesd.client import Client
@@ -97,7 +97,7 @@ class OurServer:
             async for event in self._client.stream(receipt.id):
                 if event.text:
                     sample.arrivals_s.append(time.perf_counter())
-                elif event.data:
+                elif event.kind in TERMINAL:
                     _finish(sample, decode_result(event.data))
         except asyncio.CancelledError:
             await self._client.cancel(receipt.id)
