@@ -38,6 +38,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N")
     parser.add_argument("--temperature", type=float, metavar="T")
     parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on until --max-tokens; for measurements")
     parser.add_argument("--json-schema", metavar="FILE", help="the answer must be JSON of this schema")
     parser.add_argument("--deadline", type=float, metavar="S", help="give up unless it is done within so many seconds")
     parser.add_argument("--id", help="the job's id; the same id twice is one job")
@@ -93,6 +94,7 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": args.max_tokens,
         "temperature": args.temperature,
         "seed": args.seed,
+        "ignore_eos": args.ignore_eos or None,
         "json_schema": _schema(args.json_schema) if args.json_schema else None,
     }
     body = {
@@ -170,7 +172,7 @@ async def _submit(config: Config, request: InferenceRequest, args: argparse.Name
             return 0
         try:
             return await _follow(client, receipt.id, args)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BrokenPipeError):  # Ctrl-C, or whoever read the answer has left
             state = await client.cancel(receipt.id)
             cli.complain(f"job {receipt.id}: {state}")
             raise
@@ -196,7 +198,7 @@ async def _follow(client: Client, id: str, args: argparse.Namespace) -> int:
     else:
         result = await _stream(client, id, args.timeout)
     if args.json:
-        print(encode_result(result).decode())
+        print(json.dumps({"state": result.state} | json.loads(encode_result(result)), ensure_ascii=False))
     elif args.no_stream and result.state == "done":
         print(result.content)
     if result.state == "done" and not args.json and sys.stderr.isatty():
