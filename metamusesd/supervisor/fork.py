@@ -19,7 +19,6 @@ import importlib
 import os
 import resource
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -144,8 +143,3 @@ def set_title(title: str) -> None:
         # DANGER: this is the memory of the process' own argv. Its last byte must stay NUL, or the kernel reads on
         # into the environment. Python has copied argv long ago.
         ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
-
-
-def keep_of(*sockets: socket.socket | None) -> list[int]:
-    """The descriptors of these sockets."""
-    return [each.fileno() for each in sockets if each is not None]

@@ -122,6 +122,8 @@ class HealthServer:
         self._talks.pop(talk.peer.fileno(), None)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(talk.peer)
+        with contextlib.suppress(OSError):
+            talk.peer.recv(8 * MAX_REQUEST_BYTES)  # closing over unread bytes would reset the answer away
         talk.peer.close()
 
 

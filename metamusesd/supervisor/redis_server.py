@@ -101,7 +101,7 @@ def refuse_downgrade(config: Config, program: Path) -> None:
     if major and major < MULTIPART_AOF:
         raise ConfigError(
             f"redis.server: {program} is version {major} and cannot read the jobs in {directory(config)}, which "
-            f"version {MULTIPART_AOF} or later has written; install that again, or move the directory away to start empty"
+            f"version {MULTIPART_AOF} or later has written; install that again, or move the directory away"
         )
 
 

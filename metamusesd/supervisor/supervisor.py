@@ -136,6 +136,7 @@ class Supervisor:
             if health is not None:
                 health.close()
             self._signals.close()
+            self._notifier.close()
             self._selector.close()
             self._home.close()
 

@@ -50,6 +50,12 @@ class Notifier:
             self._fed_s = now_s
             self._send("WATCHDOG=1")
 
+    def close(self) -> None:
+        """No more messages."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _send(self, message: str) -> None:
         if self._socket is None:
             return

@@ -1,4 +1,4 @@
-"""A dispatcher of a few lines, for tests of the supervisor: beats, notes what it is told, misbehaves when the file says so."""
+"""A dispatcher of a few lines, for tests of the supervisor: beats, notes, misbehaves when a file says so."""
 
 from __future__ import annotations
 

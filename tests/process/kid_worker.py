@@ -1,4 +1,4 @@
-"""A worker of a few lines, for tests of the supervisor: takes links, notes what it sees, misbehaves when the file says so."""
+"""A worker of a few lines, for tests of the supervisor: notes what it sees, misbehaves when a file says so."""
 
 from __future__ import annotations
 

@@ -24,12 +24,13 @@ from metamusesd.supervisor import supervisor
 given = json.loads(sys.argv[1])
 loaded = config.load(environ={}, overrides=given)
 log.configure("info", "json")
-sys.exit(supervisor.run(loaded, dispatcher_entry="tests.process.kid_dispatcher", worker_entry="tests.process.kid_worker"))
+kids = {"dispatcher_entry": "tests.process.kid_dispatcher", "worker_entry": "tests.process.kid_worker"}
+sys.exit(supervisor.run(loaded, **kids))
 """
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T | None | bool], what: str = "") -> T:
+def until(look: Callable[[], T | bool | None], what: str = "") -> T:
     """Look again until there is something to see."""
     end_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < end_s:
@@ -48,8 +49,9 @@ class Daemon:
         self.overrides = {
             "daemon.state_dir": str(directory), "daemon.stop_s": "1.0", "daemon.drain_s": "5.0",
             "daemon.backoff_s": "0.02", "models.smollm2.engine": "echo", "tiers.fast.workers": "2",
-            "redis.url": "redis://127.0.0.1:1/0", **{key.replace("__", "."): str(value) for key, value in overrides.items()},
+            "redis.url": "redis://127.0.0.1:1/0",
         }  # fmt: skip
+        self.overrides |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
         self.environ = {**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})}
         self.log = (directory / "log").open("ab")
 
@@ -106,7 +108,11 @@ class Daemon:
         """Raw bytes in, raw bytes out."""
         with self.connect() as client:
             client.sendall(request)
-            return b"".join(iter(lambda: client.recv(65536), b""))
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):  # it hung up over a request that it did not want to the end
+                while data := client.recv(65536):
+                    answer += data
+            return answer
 
     def get(self, path: str) -> tuple[int, str]:
         head, _, body = self.ask(f"GET {path} HTTP/1.1\r\nHost: d\r\n\r\n".encode()).partition(b"\r\n\r\n")

@@ -60,7 +60,7 @@ def test_a_writer_killed_in_the_middle_leaves_a_stale_block_that_the_next_writer
 def test_a_clear_leaves_nothing():
     """After `clear` every field is zero and the block is whole."""
     block = Board(1).workers[0]
-    block.write(**{name: 5 for name in WORKER_FIELDS})
+    block.write(**dict.fromkeys(WORKER_FIELDS, 5))
     block.clear()
     assert set(block.read().values()) == {0}
 
