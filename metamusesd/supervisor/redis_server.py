@@ -1,7 +1,8 @@
 """Supervisor · the embedded Redis: find the program, write its configuration, start it, ask whether it is ready.
 
-It is private: a UNIX socket in a directory of mode 0700 and no TCP port. It keeps every job in an append-only file in
-the state directory and never evicts. It holds <state_dir>/redis/lock, as do the children that rewrite its file.
+It is private: no TCP port, and a UNIX socket whose directory says who may come in (0700 unless systemd made it). It
+keeps every job in an append-only file in the state directory and never evicts. It holds <state_dir>/redis/lock, as do
+the children that rewrite its file.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def write_configuration(config: Config) -> Path:
     lines = [
         "port 0",
         f"unixsocket {_quoted(config.redis_socket)}",
-        "unixsocketperm 700",
+        "unixsocketperm 770",
         f"dir {_quoted(directory(config))}",
         "daemonize no",
         "supervised no",

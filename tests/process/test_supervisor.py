@@ -27,15 +27,15 @@ def test_the_supervisor_imports_nothing_heavy():
     """A fresh import of the supervisor loads no event loop, no threads and nothing third-party."""
     code = (
         "import sys; import metamusesd.supervisor.supervisor; "
-        "print(sorted({name.split('.')[0] for name in sys.modules} & {'asyncio','redis','msgspec','numpy','uvloop','rich',"
-        "'threading','concurrent','subprocess','llama_cpp','jinja2','hiredis'}))"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'asyncio','redis','msgspec','numpy','uvloop',"
+        "'rich','threading','concurrent','subprocess','llama_cpp','jinja2','hiredis'}))"
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_a_child_is_born_clean(tmp_path):
-    """A child has its control end and nothing else open, default signals, its own group, its cores; no notify socket."""
+    """A child has its control end and nothing else open, default signals, its own group, its cores."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(tmp_path / "notify"))
     core = min(os.sched_getaffinity(0))
@@ -166,7 +166,7 @@ def test_a_second_daemon_on_one_state_directory_refuses_and_names_the_first(daem
 
 
 def test_sigterm_drains_the_dispatcher_first_and_the_workers_after_it(tmp_path):
-    """Drain with the configured time; when the dispatcher has left, the workers; Redis last; exit 0; no socket stays."""
+    """The dispatcher drains, then the workers go, Redis last; exit 0; no socket stays."""
     with Daemon(tmp_path / "d", redis__url="embedded") as daemon:
         daemon.ready().signal(signal.SIGTERM)
         assert daemon.wait() == 0
@@ -232,7 +232,7 @@ def test_a_storm_of_signals_is_survived(daemon):
 
 @pytest.mark.parametrize("how", ["hangs with work", "SIGSTOP"])
 def test_a_hung_worker_is_replaced_and_said_to_have_hung(tmp_path, how):
-    """No progress with work, or no heartbeat without: killed after hang_s, with the evidence; the slow sibling is not."""
+    """No progress with work, or no heartbeat without: killed, with the evidence; the slow sibling is not."""
     with Daemon(tmp_path / "d", daemon__hang_s=1) as daemon:
         daemon.ready().mischief("fast-1", "slow with work")
         pid = daemon.children()["fast-0"]

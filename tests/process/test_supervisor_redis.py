@@ -39,7 +39,7 @@ def client(daemon: Daemon) -> redis.Redis:
 
 
 def test_it_is_private_durable_and_never_evicts(daemon):
-    """No TCP port, a socket for its owner only, append-only on, noeviction, no snapshots."""
+    """No TCP port, a socket in a directory for its owner only, append-only on, noeviction, no snapshots."""
     with client(daemon) as asking:
         given = asking.config_get("*")
         assert {key: given[key] for key in ("port", "appendonly", "maxmemory-policy", "save", "appendfsync")} == {
@@ -47,7 +47,7 @@ def test_it_is_private_durable_and_never_evicts(daemon):
         }  # fmt: skip
     directory, path = daemon.directory / "run", daemon.directory / "run/redis.sock"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o770
     assert daemon.status()["redis"]["url"] == f"unix://{path}"
 
 

@@ -159,7 +159,7 @@ def test_no_two_workers_ever_share_a_core(tiers, count, threads, quota):
 
 
 def test_cores_are_read_from_the_kernel(tmp_path):
-    """Siblings and the quota of the group and its parents come from /sys and /proc; the affinity mask from the system."""
+    """Siblings and the quota of the group and its parents come from /sys and /proc."""
     import os
 
     allowed = sorted(os.sched_getaffinity(0))
