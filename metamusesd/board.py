@@ -1,17 +1,19 @@
 """The board: one table in shared memory of every worker's load and progress.
 
-An anonymous mapping, made before the fork and without a name: nothing to leak, nothing that an outsider can unlink. Every
-figure is one aligned 64-bit word; every block has one writer and a sequence word that is odd while it is written.
+An anonymous mapping, made before the fork and without a name: nothing to leak, nothing that an outsider can unlink.
+Every figure is one aligned 64-bit word; every block has one writer and a sequence word that is odd while it is
+written.
 
-    word 0                                                                                 (64 bytes = one cache line)
-    ┌─ header line ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ frames sent: ROWS words ─┬─ metrics page ─┬─ rows … ─┐
+    word 0                                                                        (64 bytes = one cache line)
+    ┌─ header ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ frames sent: a word a row ─┬─ metrics page ─┬─ rows … ─┐
     row of a worker slot (4 lines)
-    ┌─ written by the worker: 3 lines (sequence, then WORKER_FIELDS) ─┬─ by the supervisor: 1 line (sequence, SLOT_FIELDS) ─┐
+    ┌─ by the worker: 3 lines (sequence, WORKER_FIELDS) ─┬─ by the supervisor: 1 line (sequence, SLOT_FIELDS) ─┐
 
-The board advises and never authorises: only a worker's reply admits a job. A reader that meets an odd or changed sequence
-tries again a bounded number of times and then calls the block stale (None). DANGER: this relies on stores becoming visible in
-program order (x86-64, and CPython executes far more than a store buffer's worth between two words); on a weaker machine a
-torn read is possible in theory and is again only advice. No locks here: the holder of a lock may be SIGKILLed.
+The board advises and never authorises: only a worker's reply admits a job. A reader that meets an odd or changed
+sequence tries again a bounded number of times and then calls the block stale (None). DANGER: this relies on stores
+becoming visible in program order (x86-64, and CPython executes far more than a store buffer's worth between two
+words); on a weaker machine a torn read is possible in theory and is again only advice. No locks here: the holder of a
+lock may be SIGKILLed.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ WORKER_FIELDS = (
 )  # fmt: skip
 SLOT_FIELDS = ("pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit")
 DISPATCHER_FIELDS = (
-    "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers", "queues_ns",
-    "loop_lag_ns", "claims", "settled",
+    "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers",
+    "queues_ns", "loop_lag_ns", "claims", "settled",
 )  # fmt: skip
 QUEUES = ("ingress", *TIERS)
-QUEUE_FIELDS = tuple(f"{queue}.{part}" for queue in QUEUES for part in ("low", "normal", "high", "critical", "oldest_ms"))
+_QUEUE_PARTS = ("low", "normal", "high", "critical", "oldest_ms")
+QUEUE_FIELDS = tuple(f"{queue}.{part}" for queue in QUEUES for part in _QUEUE_PARTS)
 
 
 class WorkerState(enum.IntEnum):

@@ -1,15 +1,17 @@
-"""The thread between the supervisor and each child: small JSON messages, with file descriptors, and what a child is born with.
+"""The thread between the supervisor and each child (small JSON messages, with descriptors), and a child's birth.
 
-A SOCK_SEQPACKET socketpair a child: one message a packet, at most one descriptor with it. EOF at the child's end means that
-the supervisor is gone (PR_SET_PDEATHSIG kills the child anyway); EOF at the supervisor's end means that the child is gone.
+A SOCK_SEQPACKET socketpair a child: one message a packet, at most one descriptor with it. EOF at the child's end
+means that the supervisor is gone (PR_SET_PDEATHSIG kills the child anyway); EOF at the supervisor's end means that
+the child is gone.
 
     supervisor ──► any child   {"do": "link", "row", "epoch", "worker", "tier"} + one end of the pipe's socketpair
-    supervisor ──► dispatcher  {"do": "unlink", "row", "epoch", "exit", "hung"}   this worker died, and how (evidence)
+    supervisor ──► dispatcher  {"do": "unlink", "row", "epoch", "exit", "hung"}   this worker died, and how
     supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0
     child ──► supervisor       {"say": "ready", …}   a worker: model facts; the dispatcher: nothing more
     child ──► supervisor       {"say": "failed", "error": {…}, "permanent": bool}   before it exits at boot
 
-Both ends of every pipe travel this way, to the older and to the younger process alike; the supervisor closes its copies.
+Both ends of every pipe travel this way, to the older and to the younger process alike; the supervisor closes its
+copies.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None)
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], int | None] | None:
-    """One message and its descriptor (the caller closes it), or None at EOF. Raises BlockingIOError on an idle non-blocking channel."""
+    """One message and its descriptor (the caller closes it), or None at EOF. Raises BlockingIOError when idle."""
     data, ancillary, _, _ = channel.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in ancillary:

@@ -63,7 +63,7 @@ class _Plain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Base of what producers send: immutable, no unknown fields, defaults left out on the wire."""
 
 
-class Message(_Plain):
+class Message(_Plain, frozen=True):
     """One turn of a conversation. `timestamp` (seconds or milliseconds) is kept, and never part of a prompt."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -71,7 +71,7 @@ class Message(_Plain):
     timestamp: float | None = None
 
 
-class Traits(_Plain):
+class Traits(_Plain, frozen=True):
     """The personality of a muse, each 0…100; they become a sentence of the system prompt."""
 
     creativity: Trait = 50
@@ -81,7 +81,7 @@ class Traits(_Plain):
     logic: Trait | None = None
 
 
-class Params(_Plain):
+class Params(_Plain, frozen=True):
     """How to generate. None means: the model's own default. Units: tokens, probabilities, logit offsets."""
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
@@ -101,7 +101,7 @@ class Params(_Plain):
     ignore_eos: bool = False  # for benchmarks: go on until max_tokens
 
 
-class CachePolicy(_Plain):
+class CachePolicy(_Plain, frozen=True):
     """What the answer caches may do with this job."""
 
     read: bool = True
@@ -109,7 +109,7 @@ class CachePolicy(_Plain):
     scope: Literal["auto", "tenant", "muse", "user"] = "auto"
 
 
-class InferenceRequest(_Plain):
+class InferenceRequest(_Plain, frozen=True):
     """One request, in the names of the service that this one succeeds.
 
     Either `user_query` (with `context`, `persona`, `personality_traits`) or `messages` says what to answer.

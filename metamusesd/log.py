@@ -3,8 +3,8 @@
     log = get_logger("dispatcher", pid=os.getpid())
     log.info("job settled", job=id, state="done", total_ms=812)
 
-A logger's own fields are bound once. Prompts and answers are never logged. A blocked or broken standard error loses lines,
-never a process: a write that fails is counted in `dropped`.
+A logger's own fields are bound once. Prompts and answers are never logged. A blocked or broken standard error loses
+lines, never a process: a write that fails is counted in `dropped`.
 """
 
 from __future__ import annotations

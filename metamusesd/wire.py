@@ -8,9 +8,10 @@
     dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle]
     worker ──► dispatcher      HELLO Hello · EVENTS list[Token | Finished | Refused]
 
-An *epoch* is one life of the pipe: every socketpair has its own number, and a frame of another epoch is refused, so that a
-new dispatcher never hears the end of an older one's sentence. A *handle* names one attempt at one job and is unique in
-its epoch. A frame cut off by EOF is dropped. Structs are arrays on the wire: fields may only be added at the end.
+An *epoch* is one life of the pipe: every socketpair has its own number, and a frame of another epoch is refused, so
+that a new dispatcher never hears the end of an older one's sentence. A *handle* names one attempt at one job and is
+unique in its epoch. A frame cut off by EOF is dropped. Structs are arrays on the wire: fields may only be added at
+the end.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ def complaints(path: Path, vendors: dict[str, set[Path]]) -> list[str]:
         found.append(f"{path}: {lines} lines; at most {MOST_FILE_LINES}")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and function_lines(node) > MOST_FUNCTION_LINES:
-            found.append(f"{path}:{node.lineno}: {node.name} has {function_lines(node)} lines; at most {MOST_FUNCTION_LINES}")
+            found.append(
+                f"{path}:{node.lineno}: {node.name} has {function_lines(node)} lines; at most {MOST_FUNCTION_LINES}"
+            )
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         for name in names:

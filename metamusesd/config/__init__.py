@@ -1,0 +1,34 @@
+"""The configuration: options.py says what there is, load.py reads it."""
+
+from metamusesd.config.load import DEFAULT_FILE, load
+from metamusesd.config.options import (
+    DEMO_MODEL,
+    EMBEDDED,
+    SECTIONS,
+    TABLES,
+    Config,
+    Daemon,
+    Log,
+    Model,
+    Queue,
+    Redis,
+    Tier,
+    missing_models,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "DEMO_MODEL",
+    "EMBEDDED",
+    "SECTIONS",
+    "TABLES",
+    "Config",
+    "Daemon",
+    "Log",
+    "Model",
+    "Queue",
+    "Redis",
+    "Tier",
+    "load",
+    "missing_models",
+]

@@ -1,0 +1,177 @@
+"""One TOML file, overridden by the environment, overridden by flags (`--set redis.url=…`). Standard library only.
+
+`load` collects every mistake, each as one line that names the key and the remedy, and raises them together as a
+ConfigError; nothing starts on a bad configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from metamusesd.config.options import DEMO_MODEL, SECTIONS, TABLES, Config
+from metamusesd.errors import ConfigError
+from metamusesd.tiers import TIERS
+
+DEFAULT_FILE = Path("/etc/metamusesd/metamusesd.toml")
+SOCKET_PATH_BYTES = 107
+
+
+def load(
+    path: str | Path | None = None, environ: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None
+) -> Config:
+    """Read, override, validate. Raises ConfigError with all mistakes. Reads no model file, asks no Redis."""
+    environ = os.environ if environ is None else environ
+    mistakes: list[str] = []
+    data, source = _read(path or environ.get("METAMUSESD_CONFIG"), mistakes)
+    _merge_environment(data, environ, mistakes)
+    for key, text in (overrides or {}).items():
+        _put(data, key, _scalar(text), mistakes)
+    config = _build(data, source, mistakes)
+    if not mistakes:
+        mistakes += _check(config)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def _read(path: str | Path | None, mistakes: list[str]) -> tuple[dict[str, Any], str]:
+    if path is None:
+        if not DEFAULT_FILE.exists():
+            return {}, "built-in defaults"
+        path = DEFAULT_FILE
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8")), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"{path}: cannot be read: {error}; give a readable TOML file with --config")
+    except tomllib.TOMLDecodeError as error:
+        mistakes.append(f"{path}: is not TOML: {error}; correct that line")
+    return {}, str(path)
+
+
+def _merge_environment(data: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]) -> None:
+    """The original service's variables first, then METAMUSESD_SECTION__KEY for everything."""
+    for section, kind in SECTIONS.items():
+        for spec in fields(kind):
+            if (name := spec.metadata["env"]) and (text := environ.get(name)):
+                _put(data, f"{section}.{spec.name}", text, mistakes)
+    for tier in ("fast", "medium", "heavy"):
+        if enabled := environ.get(f"ENABLE_{tier.upper()}_TIER"):
+            on = enabled.lower() in ("1", "true", "yes", "on")
+            if on and "tiers" in data and tier not in data["tiers"]:
+                mistakes.append(
+                    f"tiers.{tier}: ENABLE_{tier.upper()}_TIER asks for it; add [tiers.{tier}] with a model"
+                )
+            elif tier in data.get("tiers", {"fast": {}}):
+                _put(data, f"tiers.{tier}.enabled", on, mistakes)
+        slots = environ.get(f"{tier.upper()}_TIER_WORKERS")
+        if slots and tier in data.get("tiers", {"fast": {}}):
+            _put(data, f"tiers.{tier}.concurrency", _scalar(slots), mistakes)
+    for name, text in environ.items():
+        if match := re.fullmatch(r"METAMUSESD_([A-Z]+)__([A-Z0-9_]+)", name):
+            key = ".".join(part.lower() for part in (match[1], *match[2].split("__")))
+            _put(data, key, _scalar(text), mistakes)
+
+
+def _scalar(text: str) -> Any:
+    """A flag's or variable's text as TOML would read it; else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(data: Any, key: str, value: Any, mistakes: list[str]) -> None:
+    *parents, last = key.split(".")
+    if parents[:1] == ["tiers"]:
+        data.setdefault("tiers", {"fast": {"model": "smollm2"}})
+    if parents[:1] == ["models"]:
+        data.setdefault("models", {"smollm2": {"file": DEMO_MODEL}})
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            mistakes.append(f"{key}: {parent} is not a table; remove it or make it one")
+            return
+    data[last] = value
+
+
+def _build(data: dict[str, Any], source: str, mistakes: list[str]) -> Config:
+    values: dict[str, Any] = {"source": source}
+    for name, content in data.items():
+        if name not in SECTIONS and name not in TABLES:
+            mistakes.append(f"{name}: unknown section; use one of {', '.join([*SECTIONS, *TABLES])}")
+        elif not isinstance(content, dict):
+            mistakes.append(f"{name}: is not a table; write [{name}]")
+        elif name in SECTIONS:
+            values[name] = _section(name, SECTIONS[name], content, mistakes)
+        else:
+            values[name] = {
+                key: _section(f"{name}.{key}", TABLES[name], entry, mistakes) for key, entry in content.items()
+            }
+    return Config(**values)
+
+
+def _section(place: str, kind: type[Any], content: Any, mistakes: list[str]) -> Any:
+    if not isinstance(content, dict):
+        mistakes.append(f"{place}: is not a table; write [{place}]")
+        return kind()
+    types, known, values = get_type_hints(kind), {spec.name: spec for spec in fields(kind)}, {}
+    for key, value in content.items():
+        if key not in known:
+            mistakes.append(f"{place}.{key}: unknown key; use one of {', '.join(known)}")
+            continue
+        problem = _problem(value, types[key], known[key].metadata)
+        if problem:
+            mistakes.append(f"{place}.{key}: {problem}")
+        else:
+            values[key] = float(value) if types[key] is float else value
+    return kind(**values)
+
+
+def _problem(value: Any, wanted: Any, bounds: Mapping[str, Any]) -> str:
+    """What is wrong with a value and what would be right, or nothing."""
+    kinds = tuple(get_origin(kind) or kind for kind in get_args(wanted) or (wanted,))
+    shown = " or ".join(kind.__name__ for kind in kinds)
+    if (isinstance(value, bool) and bool not in kinds) or not isinstance(
+        value, kinds + ((int,) if float in kinds else ())
+    ):
+        return f"{value!r} is a {type(value).__name__}; give a {shown}"
+    if bounds["choices"] and value not in bounds["choices"]:
+        return f"{value!r} is not allowed; use one of {', '.join(bounds['choices'])}"
+    if isinstance(value, str) and {int, str} <= set(kinds) and value != "auto":
+        return f"{value!r} is not allowed; use `auto` or a number"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if bounds["least"] is not None and value < bounds["least"]:
+            return f"{value} is too small; at least {bounds['least']}"
+        if bounds["most"] is not None and value > bounds["most"]:
+            return f"{value} is too large; at most {bounds['most']}"
+    return ""
+
+
+def _check(config: Config) -> list[str]:
+    """What only the whole can tell: names that do not exist, paths that are too long."""
+    mistakes = []
+    for name, tier in config.tiers.items():
+        if name not in TIERS:
+            mistakes.append(f"tiers.{name}: no such tier; use one of {', '.join(TIERS)}")
+        if tier.enabled and tier.model not in config.models:
+            known = ", ".join(config.models) or "none yet"
+            mistakes.append(
+                f"tiers.{name}.model: {tier.model!r} is not in [models] ({known}); add [models.{tier.model or 'NAME'}]"
+            )
+    for name, model in config.models.items():
+        if model.engine != "echo" and not model.file:
+            mistakes.append(f"models.{name}.file: missing; name a GGUF file")
+    if not config.enabled_tiers():
+        mistakes.append("tiers: none is enabled; enable one")
+    longest = config.runtime_dir / "control.sock"
+    if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
+        mistakes.append(f"daemon.runtime_dir: {longest} is too long for a socket; choose a shorter directory")
+    if not re.match(r"^(embedded$|redis://|rediss://|unix://)", config.redis.url):
+        mistakes.append("redis.url: not understood; use embedded, redis://host:port/db, rediss://… or unix:///path")
+    return mistakes

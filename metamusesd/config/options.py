@@ -1,0 +1,230 @@
+"""Every option once, with its type, default, bounds, help and environment variable. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metamusesd.tiers import TIERS
+
+EMBEDDED = "embedded"
+DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def option(default: Any, help: str, *, least: float | None = None, most: float | None = None,
+           choices: tuple[str, ...] = (), env: str = "", secret: bool = False) -> Any:  # fmt: skip
+    """A dataclass field that carries its own documentation, bounds and environment variable."""
+    metadata = {"help": help, "least": least, "most": most, "choices": choices, "env": env}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+def _state_dir() -> str:
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return given.split(":")[0]
+    if os.geteuid() == 0:
+        return "/var/lib/metamusesd"
+    return str(Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "metamusesd")
+
+
+def _runtime_dir() -> str:
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return given.split(":")[0]
+    if os.geteuid() == 0:
+        return "/run/metamusesd"
+    if given := os.environ.get("XDG_RUNTIME_DIR"):
+        return str(Path(given) / "metamusesd")
+    return ""  # beside the state
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Where it lives and how long it waits."""
+
+    state_dir: str = option(
+        "", "Durable state: instance id, lock, embedded Redis' files. Empty: the system's usual place."
+    )
+    runtime_dir: str = option("", "Sockets. Empty: the system's usual place.")
+    models_dir: str = option(
+        "", "Model files. Empty: ./models if there is one, else <state_dir>/models.", env="MODELS_DIR"
+    )
+    drain_s: float = option(
+        30.0, "On SIGTERM: how long running jobs may finish before they are requeued.", least=0, most=3600
+    )
+    stop_s: float = option(5.0, "How long a child may take to leave before it is killed.", least=0.1, most=300)
+    boot_s: float = option(300.0, "How long a worker may take to load its model.", least=1, most=7200)
+    hang_s: float = option(
+        30.0,
+        "A worker that owes tokens and makes no step for longer (and 20 of its own steps) is replaced.",
+        least=1,
+        most=3600,
+    )
+    restart_limit: int = option(
+        5, "Restarts of one child within restart_window_s before it is given up.", least=0, most=1000
+    )
+    restart_window_s: float = option(60.0, "See restart_limit.", least=1, most=86400)
+    backoff_s: float = option(
+        0.1, "Pause before the first restart; doubles each time, with jitter, up to backoff_most_s.", least=0, most=60
+    )
+    backoff_most_s: float = option(15.0, "The longest pause before a restart.", least=0.1, most=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Redis:
+    """The job queue."""
+
+    url: str = option(
+        EMBEDDED, "`embedded`: a private redis-server; or redis://, rediss://, unix://.", env="REDIS_URL", secret=True
+    )
+    prefix: str = option("metamuse", "Names the queue; becomes the hash tag of all its keys.", env="REDIS_QUEUE_PREFIX")
+    server: str = option(
+        "", "The embedded server's program. Empty: redis-server or valkey-server on PATH, else the wheel's."
+    )
+    appendfsync: str = option("everysec", "Of the embedded server.", choices=("always", "everysec", "no"))
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Bounds of the queue, kept by every submit."""
+
+    max_jobs: int = option(100_000, "Jobs that are not finished.", least=1)
+    max_bytes: int = option(1 << 30, "Bytes of their bodies.", least=1024)
+    max_tenant_jobs: int = option(50_000, "Unfinished jobs of one tenant.", least=1)
+    max_crashes: int = option(3, "A job under which so many workers died is quarantined.", least=1, most=100)
+    result_ttl_s: int = option(600, "How long a finished job can be read.", least=1, most=604800)
+    lease_s: float = option(15.0, "How long a claim lasts without renewal.", least=1, most=600)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What is written to standard error."""
+
+    level: str = option("info", "", choices=("debug", "info", "warning", "error"))
+    format: str = option(
+        "auto", "`auto`: colours on a terminal, JSON lines elsewhere.", choices=("auto", "console", "json")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that tiers may name."""
+
+    file: str = option("", "The GGUF file, absolute or inside models_dir. Not for engine echo.")
+    engine: str = option("auto", "", choices=("auto", "llamacpp", "mistralrs", "echo"))
+    digest: str = option("", "sha256:… that the file must have. Empty: whatever it has.")
+    context: int = option(4096, "Tokens that one sequence may hold, prompt and answer.", least=64, most=1_048_576)
+    kv_cells: int = option(
+        0, "Tokens of all sequences and cached prefixes together. 0: from slots and context.", least=0
+    )
+    temperature: float = option(0.7, "When the request names none.", least=0, most=5)
+    top_p: float = option(0.9, "When the request names none.", least=0, most=1)
+    max_tokens: int = option(512, "When the request names none.", least=1, most=131072)
+    gpu_layers: int = option(-1, "Layers on the GPU; -1: all, if the tier has GPUs.", least=-1)
+    flash_attention: bool = option(True, "")
+    prefill_ratio: float = option(
+        1.2, "Time that prompts may add to a step, as a multiple of the step's decode time.", least=0.1, most=100
+    )
+    yield_limit_s: float = option(10.0, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
+    options: dict = option({}, "Of one engine alone, handed over as they are.")  # type: ignore[type-arg]
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One tier: a model and the workers that serve it."""
+
+    model: str = option("", "A name of [models].")
+    enabled: bool = option(True, "")
+    workers: int | str = option(
+        "auto", "Worker processes; `auto`: as many as the free cores or the GPUs carry.", least=1, most=64
+    )
+    cores: int | str | list = option(
+        "auto", "Cores a worker: a number, a list of core numbers for the tier, or `auto`.", least=1
+    )  # type: ignore[type-arg]
+    gpus: list = option([], "GPU indices or UUIDs, one worker each.")  # type: ignore[type-arg]
+    slots: int = option(8, "Sequences that one worker generates at a time.", least=1, most=256)
+    reserve_slots: int = option(
+        4, "More sequences that a worker holds while higher classes pre-empt them.", least=0, most=256
+    )
+    concurrency: int = option(
+        0, "Slots of the whole tier, spread over its workers; 0: slots × workers.", least=0, most=4096
+    )
+    floor_tokens_s: float = option(
+        10.0, "`cores = auto` gives as few cores as keep one stream above this rate.", least=0.1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything. `load` makes it; nobody changes it."""
+
+    daemon: Daemon = field(default_factory=Daemon)
+    redis: Redis = field(default_factory=Redis)
+    queue: Queue = field(default_factory=Queue)
+    log: Log = field(default_factory=Log)
+    models: dict[str, Model] = field(default_factory=lambda: {"smollm2": Model(file=DEMO_MODEL)})
+    tiers: dict[str, Tier] = field(default_factory=lambda: {"fast": Tier(model="smollm2")})
+    source: str = "built-in defaults"
+
+    @property
+    def state_dir(self) -> Path:
+        """Absolute, not necessarily there yet."""
+        return Path(self.daemon.state_dir or _state_dir()).absolute()
+
+    @property
+    def runtime_dir(self) -> Path:
+        """Absolute, not necessarily there yet. A daemon with a state directory of its own has its sockets there."""
+        if self.daemon.runtime_dir:
+            return Path(self.daemon.runtime_dir).absolute()
+        if self.daemon.state_dir:
+            return self.state_dir / "run"
+        return Path(_runtime_dir() or self.state_dir / "run").absolute()
+
+    @property
+    def models_dir(self) -> Path:
+        """Where relative model files are looked up."""
+        if self.daemon.models_dir:
+            return Path(self.daemon.models_dir).absolute()
+        return Path("models").absolute() if Path("models").is_dir() else self.state_dir / "models"
+
+    @property
+    def redis_socket(self) -> Path:
+        """Of the embedded server."""
+        return self.runtime_dir / "redis.sock"
+
+    @property
+    def redis_url(self) -> str:
+        """Where producers and the dispatcher connect."""
+        return f"unix://{self.redis_socket}" if self.redis.url == EMBEDDED else self.redis.url
+
+    @property
+    def health_socket(self) -> Path:
+        """Answers /livez, /readyz, /status, /metrics."""
+        return self.runtime_dir / "health.sock"
+
+    def model_path(self, model: Model) -> Path:
+        """The file of a model."""
+        return self.models_dir / model.file
+
+    def enabled_tiers(self) -> dict[str, Tier]:
+        """The tiers that get workers, from fast to reasoning."""
+        return {name: self.tiers[name] for name in TIERS if name in self.tiers and self.tiers[name].enabled}
+
+
+SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "log": Log}
+TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier}
+
+
+def missing_models(config: Config) -> list[str]:
+    """One line for every enabled tier whose model file is not there."""
+    lines = []
+    for tier_name, tier in config.enabled_tiers().items():
+        model = config.models[tier.model]
+        if model.engine != "echo" and not config.model_path(model).is_file():
+            lines.append(
+                f"models.{tier.model}.file: {config.model_path(model)} does not exist (tier {tier_name}); "
+                "run `metamusesd models fetch` or set daemon.models_dir"
+            )
+    return lines
