@@ -128,7 +128,7 @@ class Model:
         1.2, "Time that prompts may add to a step, as a multiple of the step's decode time.", least=0.1, most=100
     )
     yield_limit_s: float = option(10.0, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
-    options: dict = option({}, "Of one engine alone, handed over as they are.")  # type: ignore[type-arg]
+    options: dict[str, Any] = option({}, "Of one engine alone, handed over as they are.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +140,10 @@ class Tier:
     workers: int | str = option(
         "auto", "Worker processes; `auto`: as many as the free cores or the GPUs carry.", least=1, most=64
     )
-    cores: int | str | list = option(
+    cores: int | str | list[int] = option(
         "auto", "Cores a worker: a number, a list of core numbers for the tier, or `auto`.", least=1
-    )  # type: ignore[type-arg]
-    gpus: list = option([], "GPU indices or UUIDs, one worker each.")  # type: ignore[type-arg]
+    )
+    gpus: list[int | str] = option([], "GPU indices or UUIDs, one worker each.")
     slots: int = option(8, "Sequences that one worker generates at a time.", least=1, most=256)
     reserve_slots: int = option(
         4, "More sequences that a worker holds while higher classes pre-empt them.", least=0, most=256
