@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from metamusesd.config.options import DEMO_MODEL, SECTIONS, TABLES, Config
@@ -135,7 +136,9 @@ def _section(place: str, kind: type[Any], content: Any, mistakes: list[str]) -> 
 
 def _problem(value: Any, wanted: Any, bounds: Mapping[str, Any]) -> str:
     """What is wrong with a value and what would be right, or nothing."""
-    kinds = tuple(get_origin(kind) or kind for kind in get_args(wanted) or (wanted,))
+    kinds = tuple(
+        get_origin(kind) or kind for kind in (get_args(wanted) if isinstance(wanted, UnionType) else (wanted,))
+    )
     shown = " or ".join(kind.__name__ for kind in kinds)
     if (isinstance(value, bool) and bool not in kinds) or not isinstance(
         value, kinds + ((int,) if float in kinds else ())
