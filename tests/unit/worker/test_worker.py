@@ -1,4 +1,4 @@
-"""The step loop with the echo engine, driven over real sockets: epochs, cancel, deadlines, garbage, EOF, a slow reader."""
+"""The step loop with the echo engine over real sockets: epochs, cancel, deadlines, garbage, EOF, a slow reader."""
 
 from __future__ import annotations
 
