@@ -124,7 +124,7 @@ class MemoryQueue:
         taken: list[Job] = []
         for want in wants:
             self._take_from(want, owner, nonce, lease_ms, taken)
-        self._store.disarm_empty()
+        self._store.close()
         if taken:
             self._claimed[owner] = (nonce, [job.submission.id for job in taken])
         return [self._report(job) for job in taken]
@@ -146,7 +146,9 @@ class MemoryQueue:
 
     async def requeue(self, jobs: Sequence[Requeue]) -> list[Verdict]:
         """See base.Queue and lua/requeue.lua."""
-        return [self._requeue(job) for job in jobs]
+        verdicts = [self._requeue(job) for job in jobs]
+        self._store.close()
+        return verdicts
 
     async def reap(self, owner: str, suspects: Sequence[Suspect] = (), *, takeover: bool = False) -> Reaped:
         """See base.Queue and lua/reap.lua."""
@@ -165,6 +167,7 @@ class MemoryQueue:
         for job in woken:
             self._store.put_back(job)
         doubted = self._sweep_leases(live, set(suspects), requeued, expired)
+        self._store.close()
         return Reaped(tuple(doubted), tuple(requeued), tuple(expired), tuple(job.submission.id for job in woken))
 
     async def announce(self, host: Host, ttl_s: float) -> None:
@@ -197,7 +200,10 @@ class MemoryQueue:
             taken.append(job)
             count -= 1
         if count == 0 < want.count:
-            self._store.arm(want.queue)
+            self._store.touched.add(want.queue)
+        elif want.count > 0 and want.floor == 0:
+            self._store.markers.discard(want.queue)
+            self._store.touched.discard(want.queue)
 
     def _take(self, job: Job, queue: str, owner: str, token: str, lease_ms: int) -> None:
         job.state, job.token, job.owner, job.queue = "running", token, owner, queue

@@ -72,6 +72,7 @@ class Store:
         self.limits, self.now_ms = limits, now_ms
         self.jobs: dict[str, Job] = {}
         self.markers: set[str] = set()
+        self.touched: set[str] = set()
         self.streams = Streams()
         self._idem: dict[tuple[str, str], str] = {}
         self._sequence = 0
@@ -133,7 +134,7 @@ class Store:
     def put_back(self, job: Job) -> None:
         job.state, job.token, job.owner = "ready" if job.tiers else "queued", "", ""
         for queue in job.tiers or (INGRESS,):
-            self.arm(queue)
+            self.touched.add(queue)
 
     def emit(self, job: Job, kind: str, **fields: object) -> None:
         if not job.submission.stream:
@@ -182,8 +183,14 @@ class Store:
         self.markers.add(queue)
         self.wake()
 
-    def disarm_empty(self) -> None:
-        self.markers = {queue for queue in self.markers if self.waiting(queue)}
+    def close(self) -> None:
+        """Arm the markers of the queues that this call touched, or disarm them when nothing is left there."""
+        for queue in self.touched:
+            if self.waiting(queue):
+                self.arm(queue)
+            else:
+                self.markers.discard(queue)
+        self.touched.clear()
 
     def wake(self) -> None:
         self._changed.set()
