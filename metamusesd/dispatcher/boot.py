@@ -67,9 +67,14 @@ class Boot:
         try:
             return await self._exit
         finally:
-            for task in self._tasks:
+            tasks = set(self._tasks)
+            for task in tasks:
                 task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=1.0)
+            dispatcher.fleet.close()
             await queue.close()
+            await asyncio.sleep(0)  # connections are lost in the next turn of the loop
 
     async def _serve(self, queue: Queue) -> None:
         """Everything that needs Redis: first the door, then what an older self held, then the work."""

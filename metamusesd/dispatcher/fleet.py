@@ -103,6 +103,11 @@ class Fleet:
         if link in self.ready.get(link.tier, ()):
             self.ready[link.tier].remove(link)
 
+    def close(self) -> None:
+        """Hang up on everybody; they wait for their next link."""
+        for link in self._links.values():
+            link.close()
+
     # the scheduler's door
 
     def wants(self) -> list[Want]:

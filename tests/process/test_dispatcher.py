@@ -1,4 +1,4 @@
-"""A real dispatcher and real workers as processes, without the supervisor: Redis comes late, goes half-open, pipes break."""
+"""A real dispatcher and real workers as processes, without the supervisor: Redis late, half-open, evicting; drains."""
 
 from __future__ import annotations
 
