@@ -71,6 +71,7 @@ class RedisDoor:
     async def block(self, wait_s: float, *args: Argument) -> Any:
         """One command that may block for `wait_s`, on a link of its own. A cancelled wait gives its link up."""
         async with self._turns:
+            self._idle = [link for link in self._idle if not link.broken]
             link = self._idle.pop() if self._idle else await self._connect()
             self._busy.add(link)
             try:

@@ -131,12 +131,14 @@ async def test_a_restarted_server(queue: RedisQueue, server: RedisServer) -> Non
     """While the server is away every call says so at once; when it is back, all goes on."""
     await queue.submit([job("a")])
     (claim,) = await queue.claim("h:1", "n", [Want(INGRESS, 1)], lease_ms=1000)
+    assert await queue.events("a", "0", block_ms=1) == []
     server.stop()
     for call in (queue.submit([job("b")]), queue.wait([INGRESS], 1.0), queue.events("a", block_ms=1000), queue.open()):
         with pytest.raises(QueueUnavailable):
             await call
     server.start()
     assert await queue.append([Append("a", claim.token)]) == [OK]
+    assert await queue.events("a", "0", block_ms=1) == []
     assert await queue.settle([Settlement("a", claim.token, "done", b"{}")]) == [OK]
 
 
