@@ -20,18 +20,22 @@ class Links:
         self.epoch = 0
 
     def join(self, worker: Slot, dispatcher: Slot) -> bool:
-        """Give both a new pipe. False: one of them does not take messages; whoever reaps it will call again."""
+        """Give both a new pipe. False: not now; one of them is gone or takes no messages. Call again later."""
         assert worker.spec.worker is not None
         if worker.control is None or dispatcher.control is None:
             return False
+        try:
+            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError:
+            return False  # out of descriptors
         self.epoch += 1
         spec = worker.spec.worker
         message = {"do": "link", "row": worker.spec.row, "epoch": self.epoch, "worker": spec.name, "tier": spec.tier}
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with near, far:
-            told = control.send(worker.control, message, near.fileno())
-            told = control.send(dispatcher.control, message, far.fileno()) and told
-        worker.epoch = self.epoch
+            told = control.send(dispatcher.control, message, near.fileno())
+            told = told and control.send(worker.control, message, far.fileno())
+        if told:
+            worker.epoch = self.epoch
         return told
 
 

@@ -322,7 +322,8 @@ class Supervisor:
         if dispatcher.control is not None:
             dispatcher.move("stop")
             if control.send(dispatcher.control, {"do": "drain", "within_s": within_s}):
-                dispatcher.kill_s = time.monotonic() + within_s + self._config.daemon.stop_s
+                deadline_s = time.monotonic() + within_s + self._config.daemon.stop_s
+                dispatcher.kill_s = min(dispatcher.kill_s or deadline_s, deadline_s)
             else:
                 dispatcher.kill(signal.SIGTERM, self._config.daemon.stop_s)
 

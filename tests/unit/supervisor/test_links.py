@@ -1,0 +1,86 @@
+"""Links: both sides hear of one epoch, or nobody counts it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+
+import pytest
+
+from metamusesd import control
+from metamusesd.control import WorkerSpec
+from metamusesd.supervisor.links import Links, part
+from metamusesd.supervisor.slot import Slot
+from metamusesd.supervisor.spec import ChildSpec, Kind
+
+
+@pytest.fixture
+def family():
+    """A worker and a dispatcher with control channels, and the children's ends of them."""
+    spec = WorkerSpec("fast-0", "fast", "small", (0,))
+    worker = Slot(ChildSpec("fast-0", Kind.WORKER, row=0, worker=spec))
+    dispatcher = Slot(ChildSpec("dispatcher", Kind.DISPATCHER))
+    worker.control, workers_end = control.pair()
+    dispatcher.control, dispatchers_end = control.pair()
+    for each in (workers_end, dispatchers_end):
+        each.setblocking(False)
+    with worker.control, dispatcher.control, workers_end, dispatchers_end:
+        yield worker, dispatcher, workers_end, dispatchers_end
+
+
+def test_a_pair_gets_the_two_ends_of_one_pipe(family):
+    """Same epoch, connected ends, and the supervisor keeps no copy: closing one end is EOF at the other."""
+    worker, dispatcher, workers_end, dispatchers_end = family
+    links = Links()
+    assert links.join(worker, dispatcher)
+    assert worker.epoch == 1
+    (told_worker, fd), (told_dispatcher, other_fd) = control.receive(workers_end), control.receive(dispatchers_end)
+    assert told_worker == told_dispatcher == {"do": "link", "row": 0, "epoch": 1, "worker": "fast-0", "tier": "fast"}
+    os.write(fd, b"hello")
+    assert os.read(other_fd, 10) == b"hello"
+    os.close(fd)
+    assert os.read(other_fd, 10) == b""
+    os.close(other_fd)
+
+
+def test_a_dispatcher_that_does_not_read_gets_its_link_later(family):
+    """A full control channel is no link: the worker is not told, and the next try has a new epoch."""
+    worker, dispatcher, workers_end, dispatchers_end = family
+    while control.send(dispatcher.control, {"do": "nothing", "text": "x" * 10_000}):
+        pass
+    links = Links()
+    assert not links.join(worker, dispatcher)
+    assert worker.epoch == 0
+    with pytest.raises(BlockingIOError):
+        control.receive(workers_end)
+    while True:
+        try:
+            control.receive(dispatchers_end)
+        except BlockingIOError:
+            break
+    assert links.join(worker, dispatcher)
+    assert worker.epoch == 2
+    for end in (workers_end, dispatchers_end):
+        os.close(control.receive(end)[1])
+
+
+def test_out_of_descriptors_is_not_the_end(family):
+    """Without a free descriptor there is no link now, and nothing raises."""
+    worker, dispatcher, *_ = family
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as probe:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno(), hard))
+        try:
+            assert not Links().join(worker, dispatcher)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_death_is_told_with_its_evidence(family):
+    """How it ended and whether it hung; nothing for a worker that never had a link."""
+    worker, dispatcher, _, dispatchers_end = family
+    worker.last_exit, worker.hung = -6, "no progress"
+    part(worker, dispatcher, 0)
+    part(worker, dispatcher, 3)
+    assert control.receive(dispatchers_end) == ({"do": "unlink", "row": 0, "epoch": 3, "exit": -6, "hung": True}, None)
