@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "metamusesd"
 MOST_FUNCTION_LINES = 40
 MOST_FILE_LINES = 400
-VENDORS = ("redis", "llama_cpp", "jinja2", "uvloop", "mistralrs", "huggingface_hub")
+VENDORS = ("hiredis", "redis", "llama_cpp", "jinja2", "uvloop", "mistralrs", "huggingface_hub")
 
 
 def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
