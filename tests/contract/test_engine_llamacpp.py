@@ -302,7 +302,7 @@ def test_a_failed_decode_ends_its_batch_and_nothing_else(engine: Any, monkeypatc
 
 
 def test_without_cells_others_give_way() -> None:
-    """With too few cells a critical job takes those of low ones, which are recomputed and end as long as they should."""
+    """With too few cells a critical job takes those of low ones, which are recomputed and lose nothing."""
     engine = loaded(slots=2, reserve_slots=2, context=512, kv_cells=512)
     run = Run(engine)
     params = {"max_tokens": 150, "ignore_eos": True}

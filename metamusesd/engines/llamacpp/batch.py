@@ -10,14 +10,18 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
 4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step. A prompt that is
    short may instead spend the credit that decode steps have earned, and then the decodes sit the step out:
    bursts of short prompts start quickly, and in the long run prefill still takes no more than its ratio.
-5. No step is planned longer than `step_cap_s`, because cancels and critical jobs wait for its end.
+5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
+   runs may one large chunk of a long prompt take up to `LARGE_CAP_S`, for small ones take twice as long in sum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metamusesd.engines.llamacpp.rates import LARGE_CHUNK
+
 STEP_CAP_S = 0.1
+LARGE_CAP_S = 0.35
 CREDIT_CAP_S = 1.0
 LEAST_CHUNK = 8  # tokens: smaller chunks cost more in overhead than they spare in waiting
 
@@ -42,10 +46,10 @@ class Budget:
     chunk_limit: int  # tokens a batch can take
     decode_s: float  # per decode step of the sequences at hand
     chunk_s: float  # of a prompt chunk that rides on no decode batch, beside its tokens
-    prefill_s: float  # per prompt token
+    prefill_s: float  # per token of the prompt that is next, in a small chunk
+    large_s: float  # the same in a chunk of LARGE_CHUNK tokens and more
     prefill_ratio: float
     credit_s: float
-    step_cap_s: float = STEP_CAP_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +87,24 @@ def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
     yielding = tuple(view.key for view in views if view.key not in chosen)
     if first is None:
         return Plan(decode, (), yielding)
-    whole_s = budget.chunk_s + first.remaining * budget.prefill_s
+    whole_s = budget.chunk_s + first.remaining * budget.large_s
     if not decode:
-        return Plan((), (_chunk(first, budget.step_cap_s - budget.chunk_s, budget),), yielding)
+        return Plan((), ((first.key, _alone(first, budget)),), yielding)
     if whole_s <= budget.credit_s:
-        return Plan(
-            (), (_chunk(first, budget.step_cap_s - budget.chunk_s, budget),), yielding, min(whole_s, budget.step_cap_s)
-        )
-    allowed_s = min(budget.prefill_ratio * budget.decode_s, budget.step_cap_s)
-    return Plan(decode, (_chunk(first, allowed_s, budget, len(decode)),), yielding)
+        count = _alone(first, budget)
+        return Plan((), ((first.key, count),), yielding, whole_s * count / first.remaining)
+    allowed_s = min(budget.prefill_ratio * budget.decode_s, STEP_CAP_S)
+    count = max(LEAST_CHUNK, int(allowed_s / budget.prefill_s))
+    return Plan(decode, ((first.key, min(count, first.remaining, budget.chunk_limit - len(decode))),), yielding)
 
 
-def _chunk(prompt: View, allowed_s: float, budget: Budget, taken: int = 0) -> tuple[int, int]:
-    """As many tokens of the prompt as the allowed time and the batch take. One prompt a step: see rule 3."""
-    tokens = max(LEAST_CHUNK, int(allowed_s / budget.prefill_s))
-    return prompt.key, min(tokens, budget.chunk_limit - taken, prompt.remaining)
+def _alone(prompt: View, budget: Budget) -> int:
+    """How many tokens of the prompt make a step without streams. One prompt a step: see rule 3."""
+    small = int((STEP_CAP_S - budget.chunk_s) / budget.prefill_s)
+    large = int((STEP_CAP_S - budget.chunk_s) / budget.large_s) // LARGE_CHUNK * LARGE_CHUNK
+    if not large and budget.chunk_s + LARGE_CHUNK * budget.large_s <= LARGE_CAP_S:
+        large = LARGE_CHUNK
+    return min(max(small, large, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
 
 
 def earned_s(credit_s: float, plan_: Plan, took_s: float, ratio: float) -> float:

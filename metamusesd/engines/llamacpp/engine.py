@@ -61,7 +61,7 @@ class LlamaEngine:
         self._order = 0
         self._credit_s = batch.CREDIT_CAP_S
         self._rates = Rates()
-        self._step_ns = self._hits = self._queries = self._computed = self._generated = 0
+        self._step_ns = self._hits = self._queries = self._computed = self._generated = self._preempted = 0
         self.info = self._describe(context, shares)
         calibrate(self._context, self._rates, spec.slots, self._model.vocabulary)
 
@@ -145,12 +145,15 @@ class LlamaEngine:
 
     def _budget(self, running: list[batch.View]) -> batch.Budget:
         decodes = sum(view.remaining == 1 for view in running)
+        first = batch.next_prompt(running)
+        past = self._live[first.key].hold.past if first is not None else 0
         return batch.Budget(
             slots=self._spec.slots,
             chunk_limit=self._context.limit,
             decode_s=self._rates.decode_cost_s(decodes),
             chunk_s=self._rates.chunk_s * self._rates.prefill_drift,
-            prefill_s=self._rates.prefill_s * self._rates.prefill_drift,
+            prefill_s=self._rates.token_cost_s(past, large=False),
+            large_s=self._rates.token_cost_s(past, large=True),
             prefill_ratio=self._spec.prefill_ratio,
             credit_s=self._credit_s,
         )
@@ -317,13 +320,14 @@ class LlamaEngine:
         """Rates, credit, and how long those that yielded have done so."""
         self._step_ns = time.perf_counter_ns() - started_ns
         took_s = self._step_ns / 1e9
-        prefilled = sum(count for _, count in chosen.prefill)
-        self._computed += prefilled
-        if prefilled:
-            self._rates.saw_prefill(prefilled, len(chosen.decode), took_s)
-        elif chosen.decode:
+        for key, count in chosen.prefill:
+            self._computed += count
+            past = self._live[key].hold.past - count if key in self._live else 0
+            self._rates.saw_prefill(count, past, len(chosen.decode), took_s)
+        if not chosen.prefill and chosen.decode:
             self._rates.saw_decode(len(chosen.decode), took_s)
         self._credit_s = batch.earned_s(self._credit_s, chosen, took_s, self._spec.prefill_ratio)
+        self._preempted = len(chosen.yielding)
         for key in chosen.yielding:
             sequence = self._live.get(key)
             if sequence is not None:
@@ -332,10 +336,9 @@ class LlamaEngine:
 
     def statistics(self) -> EngineStatistics:
         live = self._live.values()
-        running = batch.runnable([sequence.view() for sequence in live], self._spec.slots)
         return EngineStatistics(
             slots_used=len(live),
-            preempted=len(live) - len(running),
+            preempted=self._preempted if live else 0,
             queued_prompt_tokens=sum(s.hold.remaining for s in live if s.hold.remaining > 1),
             kv_cells=self._memory.cells.total,
             kv_cells_used=self._memory.cells.used,

@@ -1,9 +1,14 @@
-"""Stage 8 · worker · what a step costs, learnt from what steps did cost.
+"""Stage 8 · worker · what a step costs, learnt from what steps did cost. All in seconds.
 
 `decode_s[n]` is measured once at load for batches of n sequences; `drift` follows how much dearer steps have become
-since (a longer KV cache, a busy neighbour). A prompt chunk costs `chunk_s` for being one, unless it rides on a decode batch, and
-`prefill_s` for each token, both times `prefill_drift`. Were the fixed part left out, small chunks would look dear, become
-smaller still, and starve a prompt. All in seconds.
+since (a longer KV cache, a busy neighbour). A prompt chunk of n tokens costs
+
+    chunk_s · drift  +  n · (prefill_s · drift  +  attention_s · past)
+
+where `past` tokens of its sequence have KV already. Without the fixed part small chunks would look dear, become smaller
+still, and starve a prompt; without the attention part a long prompt would spoil the estimates for short ones.
+llama.cpp's flash attention on a CPU is twice as quick from 64 rows on, so `attention_s` is kept apart for small and
+large chunks.
 
 Decoding n sequences at once is not always the quickest way to get n tokens: on one core, some weight formats have a
 quick path for one token and a slow one for a few. So `split` says into which parts to cut a decode batch.
@@ -13,6 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LARGE_CHUNK = 64  # tokens from which a chunk counts as large
+FAR = 256  # past tokens from which a chunk tells something about attention
+MOST_CUT = 4  # sequences
 WEIGHT = 0.2  # of the newest observation in a moving average
 
 
@@ -25,6 +33,7 @@ class Rates:
     prefill_s: float = 0.005
     drift: float = 1.0
     prefill_drift: float = 1.0
+    attention_s: list[float] = field(default_factory=lambda: [5e-6, 5e-6])  # per token and past token: small, large
     tokens_per_s: float = 0.0
     parts: list[tuple[int, ...]] = field(default_factory=lambda: [(), (1,)])
 
@@ -42,11 +51,20 @@ class Rates:
         self.drift += WEIGHT * (took_s / expected - self.drift)
         self.tokens_per_s += WEIGHT * (count / took_s - self.tokens_per_s)
 
-    def saw_prefill(self, tokens: int, decodes: int, took_s: float) -> None:
-        """A step with `tokens` of prompts took `took_s`, `decodes` sequences among them."""
-        expected = tokens * self.prefill_s + (0.0 if decodes else self.chunk_s)
+    def token_cost_s(self, past: int, large: bool) -> float:
+        """The expected time that one more prompt token adds, after `past` tokens, in a small or a large chunk."""
+        return self.prefill_s * self.prefill_drift + self.attention_s[large] * past
+
+    def saw_prefill(self, tokens: int, past: int, decodes: int, took_s: float) -> None:
+        """A step took `took_s`, with `tokens` of a prompt after `past` others of it, beside `decodes` sequences."""
+        plain = tokens * self.prefill_s + (0.0 if decodes else self.chunk_s)
         actual = took_s - (self.decode_cost_s(decodes) if decodes else 0.0)
-        self.prefill_drift += WEIGHT * (max(actual / expected, 0.1) - self.prefill_drift)
+        if past < FAR:
+            self.prefill_drift += WEIGHT * (max(actual / plain, 0.2) - self.prefill_drift)
+            return
+        each = (actual - plain * self.prefill_drift) / (tokens * past)
+        large = tokens >= LARGE_CHUNK
+        self.attention_s[large] += WEIGHT * (max(each, 0.0) - self.attention_s[large])
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -54,13 +72,14 @@ class Rates:
         return 1.0 / (self.prefill_s * self.prefill_drift)
 
     def calibrate(self, decode_s: dict[int, float], chunks_s: dict[int, float], most: int) -> None:
-        """Take the load-time measurements: seconds of decode batches (1 among them) and of two prompt chunks, by size."""
+        """Take the load-time measurements by size: seconds of decode batches (1 among them), of two prompt chunks."""
         self.decode_s = [0.0] + [interpolate(decode_s, size) for size in range(1, most + 1)]
         self.parts = best_parts(self.decode_s)
         small, large = min(chunks_s), max(chunks_s)
         slope = (chunks_s[large] - chunks_s[small]) / max(large - small, 1)
         self.prefill_s = slope if slope > 0 else chunks_s[large] / large
         self.chunk_s = max(0.0, chunks_s[small] - small * self.prefill_s)
+        self.attention_s = [self.prefill_s / 1000] * 2
 
     def _table_s(self, size: int) -> float:
         table = self.decode_s
@@ -79,14 +98,18 @@ def interpolate(measured_s: dict[int, float], size: int) -> float:
     return measured_s[below] + share * (measured_s[above] - measured_s[below])
 
 
-def best_parts(cost_s: list[float], gain: float = 0.95) -> list[tuple[int, ...]]:
-    """For each count the quickest way to cut it into batches; a cut must save 5 %, for measurements are noisy."""
+def best_parts(cost_s: list[float], gain: float = 0.85) -> list[tuple[int, ...]]:
+    """For each count the quickest way to cut it into batches.
+
+    A cut must save 15 %, and only small counts are cut: on a busy host the measurements of larger batches come out too
+    dear, and a wrong cut would cost more than a right one saves.
+    """
     best: list[tuple[int, ...]] = [()]
     total = [0.0]
     for count in range(1, len(cost_s)):
         cuts = [(total[count - part] + cost_s[part], part) for part in range(1, count)]
         quickest, part = min(cuts, default=(cost_s[count], count))
-        if quickest < cost_s[count] * gain:
+        if count <= MOST_CUT and quickest < cost_s[count] * gain:
             total.append(quickest)
             best.append(tuple(sorted((part, *best[count - part]), reverse=True)))
         else:

@@ -18,6 +18,7 @@ def budget(**changes: float) -> Budget:
         "decode_s": 0.05,
         "chunk_s": 0.0,
         "prefill_s": 0.005,
+        "large_s": 0.005,
         "prefill_ratio": 1.2,
         "credit_s": 0.0,
     }
@@ -68,7 +69,9 @@ def test_short_prompt_spends_credit() -> None:
 def test_no_step_is_longer_than_the_cap() -> None:
     """A lone long prompt is cut into chunks, so that cancels and critical jobs do not wait for all of it."""
     plan = planned([View(1, NORMAL, 1, 4000)])
-    assert plan.prefill == ((1, 20),)
+    assert plan.prefill == ((1, 64),)
+    assert planned([View(1, NORMAL, 1, 4000)], large_s=0.01).prefill == ((1, 20),)
+    assert planned([View(1, NORMAL, 1, 4000)], large_s=0.001).prefill == ((1, 64),)
 
 
 def test_credit_is_bounded_and_earned_by_decoding() -> None:
@@ -88,7 +91,7 @@ VIEWS = st.lists(
 @given(VIEWS, st.floats(0.0, 1.0), st.floats(1e-5, 0.1))
 def test_a_plan_is_always_sound(views: list[View], credit_s: float, prefill_s: float) -> None:
     """Every plan keeps the limits, makes progress whenever something may run, and accounts for everyone."""
-    plan = planned(views, credit_s=credit_s, prefill_s=prefill_s)
+    plan = planned(views, credit_s=credit_s, prefill_s=prefill_s, large_s=prefill_s * 0.7)
     by_key = {view.key: view for view in views}
     taking = {*plan.decode, *(key for key, _ in plan.prefill)}
     assert len(plan.decode) + sum(count for _, count in plan.prefill) <= 512

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metamusesd.engines.llamacpp.sampling import (
     Choice,
@@ -109,3 +111,19 @@ def test_log_probabilities_are_the_models_own() -> None:
     total = math.log(float(np.exp(ROW).sum()))
     assert math.isclose(own, 1.0 - total, rel_tol=1e-5)
     assert [token for token, _ in best] == [1, 2]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 900), st.sampled_from([500, 4096, 9001]))
+def test_best_ids_agree_with_a_full_sort(seed: int, count: int, length: int) -> None:
+    """The quick search finds exactly what sorting everything finds, ties included."""
+    row = np.random.default_rng(seed).integers(0, 400, length).astype(np.float32)
+    assert list(best_ids(row, count)) == list(np.lexsort((np.arange(length), -row))[:count])
+
+
+def test_a_nucleus_without_top_k_is_exact() -> None:
+    """Without top_k the quick search for the nucleus gives what sorting everything gives."""
+    row = np.random.default_rng(1).normal(0, 3, 9000).astype(np.float32)
+    order = np.argsort(-row, kind="stable")
+    weights = np.exp(row[order].astype(np.float64) - row.max())
+    expected = int((weights.cumsum() / weights.sum()).searchsorted(0.9)) + 1
+    assert list(distribution(row, Choice(1.0, top_k=0, top_p=0.9))[0]) == list(order[:expected])
