@@ -201,8 +201,10 @@ class LlamaEngine:
         if not entries:
             return
         complete = []
+        cells, start = self._memory.cells.take(sum(count for _, count in entries)), 0
         for sequence, count in entries:
-            sequence.hold.grow(self._memory.cells.take(count))
+            sequence.hold.grow(cells[start : start + count])
+            start += count
             if not sequence.hold.remaining:
                 complete.append(sequence)
         if complete:
