@@ -11,7 +11,7 @@
 
 local HEAD, SKIPS = 7, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local reply, taken_ids = {}, {}
+local reply, taken_ids, fetched = {}, {}, {}
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
@@ -26,14 +26,18 @@ local function check()
   end
 end
 
+-- The job, read once a call: one that was routed here is often the one that is taken.
+local function fetch(id)
+  if fetched[id] == nil then fetched[id] = read(id, 'body', 'route', 'submitted', 'claimed') or false end
+  return fetched[id]
+end
+
 local function report(id, job)
-  local more = call('HMGET', key_of(id), 'body', 'route', 'submitted', 'claimed')
-  local n = #reply
+  local n, body, routing, submitted, claimed = #reply, unpack(job.more)
   reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = id, job.token, job.queue, job.prio
-  reply[n + 5], reply[n + 6], reply[n + 7], reply[n + 8] = job.attempt, job.crashes, more[1] or '',
-    job.queue ~= 'ingress' and more[2] or ''
-  reply[n + 9], reply[n + 10], reply[n + 11] = job.tenant, job.stream, more[3]
-  reply[n + 12], reply[n + 13] = job.deadline, more[4]
+  reply[n + 5], reply[n + 6], reply[n + 7] = job.attempt, job.crashes, body or ''
+  reply[n + 8], reply[n + 9], reply[n + 10] = job.queue ~= 'ingress' and routing or '', job.tenant, job.stream
+  reply[n + 11], reply[n + 12], reply[n + 13] = submitted, job.deadline, claimed
 end
 
 local function repeated()
@@ -42,25 +46,24 @@ local function repeated()
   local i = 0
   for id in string.gmatch(string.sub(last, #nonce + 2), '%S+') do
     i = i + 1
-    local job = read(id)
+    local job = fetch(id)
     if job and job.state == 'running' and job.token == nonce .. ':' .. i then report(id, job) end
   end
   return true
 end
 
 local function route(id, token, tiers, routing)
-  local job = read(id)
+  local job = fetch(id)
   if not held(job, token) or not string.match(tiers, '%S') then return end
   call('ZREM', p .. ':leases', id)
-  call('HSET', key_of(id), 'tiers', tiers, 'route', routing)
-  job.tiers = tiers
-  put_back(id, job)
+  job.tiers, job.more[2] = tiers, routing
+  put_back(id, job, 'tiers', tiers, 'route', routing)
 end
 
 local function take(id, job, queue)
   take_out(id, job)
   taken_ids[#taken_ids + 1] = id
-  job.token, job.queue = nonce .. ':' .. #taken_ids, queue
+  job.state, job.token, job.queue, job.more[4] = 'running', nonce .. ':' .. #taken_ids, queue, format('%.0f', now)
   call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed', now,
        'started', queue == 'ingress' and '0' or '1')
   call('ZADD', p .. ':leases', now + lease_ms, id)
@@ -76,7 +79,7 @@ local function take_from(queue, count, floor)
     local ids = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count)
     if #ids == 0 then return false end
     for _, id in ipairs(ids) do
-      local job = read(id)
+      local job = fetch(id)
       if not job or job.state ~= expected then
         call('ZREM', key, id)
         skips = skips - 1

@@ -42,13 +42,20 @@ local function queue_key(queue)
   return queue == 'ingress' and p .. ':ingress' or p .. ':ready:' .. queue
 end
 
--- The fields of JOB by name (strings), or nil when there is no such job.
-local function read(id)
-  local v = call('HMGET', key_of(id), unpack(JOB))
+-- The fields of JOB by name (strings), or nil when there is no such job. What else is named stands in `job.more`.
+local function read(id, ...)
+  local v, n = nil, #JOB
+  if ... then
+    local names = {unpack(JOB)}
+    for i = 1, select('#', ...) do names[n + i] = (select(i, ...)) end
+    v = call('HMGET', key_of(id), unpack(names))
+  else
+    v = call('HMGET', key_of(id), unpack(JOB))
+  end
   if not v[1] then return nil end
   return {state = v[1], token = v[2], prio = v[3], score = v[4], attempt = v[5], crashes = v[6], tenant = v[7],
           bytes = v[8], idem = v[9], deadline = v[10], reply_to = v[11], stream = v[12], queue = v[13], tiers = v[14],
-          started = v[15], written = v[16], owner = v[17], back = v[18]}
+          started = v[15], written = v[16], owner = v[17], back = v[18], more = {unpack(v, n + 1)}}
 end
 
 -- Whether `token` still holds the job; if not, the verdict that its bearer gets.
@@ -129,11 +136,13 @@ local function take_out(id, job)
   end
 end
 
--- Puts a job that stands nowhere into its queues, with its old score: ready when it was routed, else ingress.
-local function put_back(id, job)
+-- Puts a job that stands nowhere into its queues, with its old score: ready when it was routed, else ingress. More
+-- fields and values may follow, for its hash.
+local function put_back(id, job, ...)
   local state, tiers = 'ready', job.tiers
   if tiers == '' then state, tiers = 'queued', 'ingress' end
-  call('HSET', key_of(id), 'state', state, 'token', '', 'owner', '')
+  job.state, job.token = state, ''
+  call('HSET', key_of(id), 'state', state, 'token', '', 'owner', '', ...)
   for queue in string.gmatch(tiers, '%S+') do
     call('ZADD', queue_key(queue), job.score, id)
     touched[queue] = true
