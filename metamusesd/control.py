@@ -8,6 +8,7 @@ the child is gone.
     supervisor ──► dispatcher  {"do": "unlink", "row", "epoch", "exit", "hung"}   this worker died, and how
     supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0
     child ──► supervisor       {"say": "ready", …}   a worker: model facts; the dispatcher: nothing more
+    worker ──► supervisor      {"say": "relink", "epoch"}   its pipe of this epoch broke (EOF, garbage): make a new one
     child ──► supervisor       {"say": "failed", "error": {…}, "permanent": bool}   before it exits at boot
 
 Both ends of every pipe travel this way, to the older and to the younger process alike; the supervisor closes its

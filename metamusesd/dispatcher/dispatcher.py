@@ -29,6 +29,7 @@ from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Verdict, Want
 from metamusesd.wire import Finished, Refused, Token
 
 GIVE_BACK_S = 3.0  # at the end of a drain
+REMEMBERED_ROUTES = 10_000
 
 
 class Dispatcher:
@@ -49,6 +50,7 @@ class Dispatcher:
         self.emptied.set()
         self._tiers, self._log, self._alone_after = tiers, log, max(1, max_crashes - 1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._route_ms: dict[str, float] = {}  # of jobs that were routed here and not claimed for a worker yet
 
     def __repr__(self) -> str:
         return f"<Dispatcher held={len(self.held)} {self.fleet} {self.pump}>"
@@ -58,7 +60,7 @@ class Dispatcher:
         run = self.hold(claim)
         link = self.fleet.pick(run)
         if link is None:
-            run.finish(Back("no_capacity"))
+            run.finish(Back("refused"))
         elif claim.crashes >= self._alone_after:
             await self._send_alone(run, link)
         else:
@@ -87,17 +89,22 @@ class Dispatcher:
 
     def analyse(self, claim: Claim) -> None:
         """Stage 3: name the tiers that may serve it; a body that nobody can serve ends here."""
+        started_ns = time.monotonic_ns()
         try:
             routing = route(parse_request(claim.body), self._tiers)
         except MetamusesdError as error:
             self.outbox.put(refusal(claim, error))
             self.ledger.refused(error)
             return
+        if len(self._route_ms) >= REMEMBERED_ROUTES:
+            self._route_ms.clear()
+        self._route_ms[claim.id] = (time.monotonic_ns() - started_ns) / 1e6
         self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing)))
 
     def hold(self, claim: Claim) -> Run:
         """From here on its lease is renewed."""
         run = Run(claim, asyncio.get_running_loop())
+        run.route_ms = self._route_ms.pop(claim.id, 0.0)
         self.held.add(run)
         self.emptied.clear()
         return run

@@ -37,8 +37,8 @@ def conclude(run: Run, end: End, now_ns: int) -> Settlement | Requeue | None:
             if run.chars and not _may_restart(claim.body):
                 return _settle(run, now_ns, "failed", error=WorkerLost().to_dict())
             return Requeue(claim.id, claim.token, reason, crashed=crashed)
-        case Refused(reason=reason):
-            return Requeue(claim.id, claim.token, reason)
+        case Refused():
+            return Requeue(claim.id, claim.token, "refused")
         case Back(reason=reason):
             return Requeue(claim.id, claim.token, reason)
     return None
@@ -88,6 +88,7 @@ def _timings(run: Run, now_ns: int) -> Timings:
     total_ms = queue_ms + (now_ns - run.claimed_ns) / 1e6
     return Timings(
         queue_ms=queue_ms,
+        route_ms=run.route_ms,
         ttft_ms=round(queue_ms + first_ms, 3) if run.first_ns else 0.0,
         decode_ms=round((now_ns - run.first_ns) / 1e6, 3) if run.first_ns else 0.0,
         total_ms=round(total_ms, 3),

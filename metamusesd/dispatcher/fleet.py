@@ -35,7 +35,6 @@ class Fleet:
     def __init__(self, board: Board, tiers: list[str], hooks: Hooks, freed: Callable[[str], None], log: Logger) -> None:
         self.ready: dict[str, list[Link]] = {tier: [] for tier in tiers}
         self._links: dict[int, Link] = {}  # by row: the newest one
-        self._lost: set[Link] = set()  # EOF seen, evidence not
         self._warm: dict[str, OrderedDict[bytes, None]] = {}  # worker → digests of prompt beginnings
         self._board, self._freed, self._log = board, freed, log
         self._hooks = replace(hooks, ready=self._greeted, lost=self._closed)
@@ -79,7 +78,6 @@ class Fleet:
         if link.fate is not None:
             self._release(link)
         elif link.runs:
-            self._lost.add(link)
             asyncio.get_running_loop().call_later(EVIDENCE_S, self._judge, link, Lost(crashed=True))
 
     def _judge(self, link: Link, fate: Lost) -> None:
@@ -93,7 +91,6 @@ class Fleet:
                 asyncio.get_running_loop().call_later(EVIDENCE_S, link.close)
 
     def _release(self, link: Link) -> None:
-        self._lost.discard(link)
         assert link.fate is not None
         for run in list(link.runs.values()):
             link.release(run)

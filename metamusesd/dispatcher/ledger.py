@@ -45,7 +45,7 @@ class Ledger:
     def ended(self, run: Run, end: End, outcome: Settlement | Requeue | None, verdict: Verdict) -> None:
         """Stage 10, after the queue has answered."""
         if isinstance(outcome, Requeue):
-            self._page.count("request_restarts_total", outcome.reason)
+            self._page.count("request_restarts_total", "error" if outcome.burn else outcome.reason)
             self._log.info("job given back", job=run.claim.id, reason=outcome.reason, crashed=outcome.crashed)
         elif outcome is None or verdict is not Verdict.OK:
             self._log.info(
@@ -98,7 +98,7 @@ class Ledger:
         self.redis_ok = error is None
         self._board.dispatcher.write(redis_ok=int(self.redis_ok), redis_since_ns=time.monotonic_ns())
         if error is None:
-            self._log.info("redis is back")
+            self._log.info("redis answers")
         else:
             self._log.warning("redis cannot be asked", problem=error.message)
 

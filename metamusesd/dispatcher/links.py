@@ -18,7 +18,7 @@ from metamusesd.errors import WireError
 from metamusesd.log import Logger
 from metamusesd.wire import Finished, Frame, FrameReader, Generate, Hello, Refused, Token, encode
 
-FULL_BYTES = 16 * 1024 * 1024  # unread by the worker: it is stuck, and the supervisor will see it
+FRAME_BYTES = 4 * 1024 * 1024  # a frame is closed when it has so much: a long one would keep the worker from its steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,13 @@ class Link(asyncio.Protocol):
 
     def cancel(self, run: Run) -> None:
         """The worker may drop it; nothing more is heard of it here."""
-        if self.release(run) and not self.closed:
+        if not self.release(run) or self.closed:
+            return
+        waiting = [order for order in self._orders if order.handle != run.handle]
+        if len(waiting) == len(self._orders):
             self._cancels.append(run.handle)
             self._soon()
+        self._orders = waiting
 
     def release(self, run: Run) -> bool:
         """It holds no place any more. False: it held none."""
@@ -105,10 +109,18 @@ class Link(asyncio.Protocol):
         self._orders, self._cancels = [], []
         if self.closed or self._transport is None:
             return
-        if orders:
-            self._write(Frame.GENERATE, orders)
-        if cancels:
+        if cancels:  # first: the new orders may need the places
             self._write(Frame.CANCEL, cancels)
+        batch: list[Generate] = []
+        size = 0
+        for order in orders:
+            size += len(order.body)
+            batch.append(order)
+            if size > FRAME_BYTES:
+                self._write(Frame.GENERATE, batch)
+                batch, size = [], 0
+        if batch:
+            self._write(Frame.GENERATE, batch)
 
     def _write(self, frame: Frame, payload: object) -> None:
         assert self._transport is not None

@@ -18,6 +18,7 @@ from metamusesd.errors import QueueUnavailable
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Want
 
 INGRESS_BATCH = 128
+INGRESS_BYTES = 8 * 1024 * 1024  # with long bodies a batch has fewer jobs
 WAIT_S = 5.0  # a lost marker costs this much
 
 
@@ -39,6 +40,7 @@ class Pump:
         self.stopped = asyncio.Event()  # no claim is under way
         self.stopped.set()
         self._calls = 0
+        self._batch = INGRESS_BATCH
 
     def __repr__(self) -> str:
         return f"<Pump claims={self.claims} waiting={sorted(self._waiting)} routed={len(self._routed)}>"
@@ -53,9 +55,8 @@ class Pump:
             self._woken.set()
 
     def forward(self, routed: Routed) -> None:
-        """An analysed job: into its tiers' queues with the next call."""
+        """An analysed job: into its tiers' queues with the next call. Only `take` may call it, inside a round."""
         self._routed.append(routed)
-        self._woken.set()
 
     def stop(self) -> None:
         """Claim no more; `run` returns once the call under way is answered and all is forwarded."""
@@ -89,7 +90,7 @@ class Pump:
     async def _round(self) -> bool:
         """One call. True: there is more to do at once."""
         routed, self._routed = self._routed, []
-        wants = [] if self._stopping else [Want(INGRESS, INGRESS_BATCH), *self._wants()]
+        wants = [] if self._stopping else [Want(INGRESS, self._batch), *self._wants()]
         if not wants and not routed:
             return False
         claims = await self._claim(wants, routed)
@@ -127,4 +128,8 @@ class Pump:
         for want in wants:
             if want.floor == 0 and got.get(want.queue, 0) < asked[want.queue]:
                 self._waiting.discard(want.queue)
-        return got.get(INGRESS, 0) >= INGRESS_BATCH
+        full = got.get(INGRESS, 0) >= self._batch
+        if got.get(INGRESS):
+            mean = sum(len(claim.body) for claim in claims) // len(claims) + 1
+            self._batch = max(1, min(INGRESS_BATCH, INGRESS_BYTES // mean))
+        return full

@@ -20,6 +20,7 @@ BEAT_S = 0.05
 SILENT_NS = 50_000_000
 SURVEY_S = 1.0
 REAP_S = 1.0
+MOST_SWEEPS = 10  # more of them in a row when one was not enough
 HOST_TTL_S = 10.0
 
 
@@ -63,17 +64,21 @@ class Rounds:
                 dispatcher.overruled(run, verdict)
 
     async def reap(self) -> None:
-        """Sweep what nobody holds any more. A lease is reaped when two sweeps, an interval apart, saw it expired."""
-        suspects: tuple[Suspect, ...] = ()
+        """Sweep what nobody holds any more. A lease is reaped when it was first seen expired a renewal's time ago."""
+        seen: dict[Suspect, float] = {}
         while True:
             await asyncio.sleep(REAP_S * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
+            before_s = time.monotonic() - self._lease_ms / 3000
             try:
-                reaped = await self._queue.reap(self._owner, suspects)
+                reaped = await self._queue.reap(self._owner, [each for each, at_s in seen.items() if at_s <= before_s])
+                for _ in range(MOST_SWEEPS if reaped.more else 0):
+                    reaped = await self._queue.reap(self._owner)
             except QueueUnavailable as error:
                 self._dispatcher.ledger.redis(error)
-                suspects = ()  # Redis did not answer in between: doubt again from the start
+                seen = {}  # Redis did not answer in between: doubt again from the start
                 continue
-            suspects = await self._waited(reaped.suspects)
+            now_s = time.monotonic()
+            seen = {suspect: seen.get(suspect, now_s) for suspect in reaped.suspects}
 
     async def survey(self) -> None:
         """Queue depths for the board; this host's name among the living."""
@@ -86,12 +91,6 @@ class Rounds:
             except QueueUnavailable as error:
                 self._dispatcher.ledger.redis(error)
             await asyncio.sleep(SURVEY_S)
-
-    async def _waited(self, suspects: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
-        """Between two looks at a lease its holder must have had the time to renew it."""
-        if suspects:
-            await asyncio.sleep(max(0.0, self._lease_ms / 3000 - REAP_S))
-        return suspects
 
     def _gets_on(self, link: Link, now_ns: int) -> bool:
         return now_ns - self._dispatcher.fleet.progress_ns(link) < self._hang_ns

@@ -37,7 +37,7 @@ class Run:
 
     __slots__ = (
         "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "handle", "link", "logprobs", "parts",
-        "prompt_estimate", "token_ns", "tokens",
+        "prompt_estimate", "route_ms", "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -49,6 +49,7 @@ class Run:
         self.handle = 0
         self.parts: list[str] = []
         self.chars = self.tokens = 0
+        self.route_ms = 0.0
         self.prompt_estimate = len(claim.body) // 4
         self.logprobs: list[object] | None = None
 

@@ -41,6 +41,7 @@ class Preparing:
         self._orders: queue.SimpleQueue[tuple[int, Generate, int] | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[Made] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._since_ns = 0  # when the present work began; 0: none
 
     def now(self, epoch: int, order: Generate, deadline_ns: int) -> Made | None:
         """Prepare on the caller's thread, when nobody is stalled by it and it is sure to be quick; else None."""
@@ -70,6 +71,11 @@ class Preparing:
         self.pending -= len(made)
         return made
 
+    def stuck_s(self) -> float:
+        """How long the thread has been at its present work."""
+        since_ns = self._since_ns
+        return (time.monotonic_ns() - since_ns) / 1e9 if since_ns else 0.0
+
     def wake(self) -> None:
         """Make `fd` readable."""
         os.eventfd_write(self.fd, 1)
@@ -91,7 +97,9 @@ class Preparing:
 
     def _run(self) -> None:
         while (work := self._orders.get()) is not None:
+            self._since_ns = time.monotonic_ns()
             self._made.put(_make(self._engine, *work, None))
+            self._since_ns = 0
             self.wake()
 
 

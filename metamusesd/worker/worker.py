@@ -18,7 +18,7 @@ from typing import Any
 
 from metamusesd import control
 from metamusesd.engines.base import Engine
-from metamusesd.errors import MetamusesdError, NoCapacity, WireError
+from metamusesd.errors import EngineFailed, MetamusesdError, NoCapacity, WireError
 from metamusesd.log import Logger
 from metamusesd.wire import Event, Finished, Frame, Generate, Hello, Refused
 from metamusesd.worker.pipe import Pipe
@@ -26,6 +26,7 @@ from metamusesd.worker.preparing import Made, Preparing
 from metamusesd.worker.row import Row
 
 IDLE_S = 1.0
+PREPARE_LIMIT_S = 60.0  # then the thread is stuck, and only a new process helps
 
 
 class Worker:
@@ -62,6 +63,8 @@ class Worker:
                     self._step()
                 else:
                     self._row.beat(self._engine.statistics(), len(self._held), self._pipe)
+                if self._preparing.pending and self._preparing.stuck_s() > PREPARE_LIMIT_S:
+                    raise EngineFailed(f"a prompt took longer than {PREPARE_LIMIT_S:g} s to prepare")
         finally:
             self._unlink()
             self._selector.close()
@@ -158,11 +161,15 @@ class Worker:
                 self._on_frame(frame, payload, pipe.epoch)
         except EOFError:
             self._log.info("pipe closed by the dispatcher", epoch=pipe.epoch)
-            self._unlink()
+            self._lose(pipe)
         except WireError as error:
             self._log.error("garbage on the pipe", epoch=pipe.epoch, problem=error.message)
-            self._unlink()
-            control.send(self._control, {"say": "relink"})
+            self._lose(pipe)
+
+    def _lose(self, pipe: Pipe) -> None:
+        """This epoch is over. The supervisor knows whether the dispatcher lives, and makes a new pipe in any case."""
+        self._unlink()
+        control.send(self._control, {"say": "relink", "epoch": pipe.epoch})
 
     def _on_frame(self, frame: Frame, payload: Any, epoch: int) -> None:
         if frame is Frame.GENERATE:

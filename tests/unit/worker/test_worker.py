@@ -303,3 +303,19 @@ def test_finished_is_the_last_word(house: House) -> None:
     far.generate(*["a b c"] * 3)
     for events in far.until_end(1, 2, 3).values():
         assert [isinstance(event, Finished) for event in events] == [False] * 3 + [True]
+
+
+def test_a_stuck_prepare_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that cannot be prepared in time takes the process along, so that a fresh one can serve the others."""
+    monkeypatch.setattr("metamusesd.worker.worker.PREPARE_LIMIT_S", 0.05)
+    monkeypatch.setattr("metamusesd.worker.worker.IDLE_S", 0.02)
+    house = make_house(slots=4)
+    caught: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: caught.append(arguments.exc_value))
+    far = house.link()
+    far.generate("x !tokens=400 !delay=1ms")
+    far.frame()
+    far.generate("y !prepare=1s", handle=2)
+    house.thread.join(PATIENCE_S)
+    house.close()
+    assert isinstance(caught[0], EngineFailed)
