@@ -301,6 +301,36 @@ def test_a_failed_decode_ends_its_batch_and_nothing_else(engine: Any, monkeypatc
     assert answer(engine, "Hello.")
 
 
+def test_no_cells_means_evict_and_retry(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When llama.cpp finds no cells, cached sequences go, then the youngest yields its own, and nobody fails."""
+    answer(engine, "Fill the cache.")
+    run = Run(engine)
+    handles = [run.admit(f"Question {number}?", params={"ignore_eos": True}) for number in range(2)]
+    while not all(run.texts.values()):
+        run.step()
+    real, refusals = engine._context.decode, [1, 1]
+    monkeypatch.setattr(engine._context, "decode", lambda count: refusals.pop() if refusals else real(count))
+    run.finish()
+    assert [run.ends[handle].completion_tokens for handle in handles] == [12, 12]
+    assert not refusals
+
+
+def test_a_newcomer_waits_when_one_sequence_fills_the_cache() -> None:
+    """Cells that an equal holds are not taken from it: the younger waits, and both end."""
+    engine = loaded(slots=2, reserve_slots=0, context=512, kv_cells=512)
+    run = Run(engine)
+    first = run.admit("word " * 300, params={"max_tokens": 60, "ignore_eos": True})
+    while not run.texts[first]:
+        run.step()
+    with pytest.raises(NoCapacity):
+        run.admit("other " * 200)
+    engine._live[engine._orders[first]].reserved = 0  # as if the reservation had been too small
+    second = run.admit("other " * 200)
+    run.finish()
+    assert [run.ends[handle].error for handle in (first, second)] == [None, None]
+    engine.close()
+
+
 def test_without_cells_others_give_way() -> None:
     """With too few cells a critical job takes those of low ones, which are recomputed and lose nothing."""
     engine = loaded(slots=2, reserve_slots=2, context=512, kv_cells=512)

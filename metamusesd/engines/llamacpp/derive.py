@@ -2,7 +2,7 @@
 
     python -m metamusesd.engines.llamacpp.derive quantize SOURCE TARGET FORMAT     exit 0, or 1 with a line on standard
     error python -m metamusesd.engines.llamacpp.derive speed FILE CORE                   {"prefill", "decode", "batch"}
-    in tokens/s python -m metamusesd.engines.llamacpp.derive quality FILE THREADS              {"perplexity", "tokens"}
+    in tokens/s python -m metamusesd.engines.llamacpp.derive quality FILE CORE                 {"perplexity", "tokens"}
 
 A process for each, because llama.cpp aborts where others raise, and because a measurement wants a clean machine. The
 text is our own (derive_text.txt), so that perplexities can be compared over time and shipped.
@@ -24,13 +24,7 @@ from metamusesd.engines.base import EngineSpec
 from metamusesd.engines.llamacpp.native import Context, Model, quantize
 from metamusesd.errors import EngineFailed, MetamusesdError
 
-Q8_0 = 8  # ggml_type
-FORMATS = {  # name: (llama_ftype, ggml_type of the embeddings, or None for the format's own choice)
-    "Q8_0": (7, None),
-    "Q4_0": (2, None),
-    "Q4_0-Q8_0": (2, Q8_0),  # the embeddings, which are also the output layer of small models, stay finer
-    "IQ4_NL-Q8_0": (25, Q8_0),
-}
+FORMATS = {"Q8_0": 7, "Q4_0": 2, "IQ4_NL": 25}  # llama_ftype; those with fast kernels on CPUs
 TEXT = Path(__file__).with_name("derive_text.txt")
 CHUNK = 64
 WINDOW = 1024  # tokens that the model sees at most
@@ -39,14 +33,14 @@ PROMPT, STEPS, BATCH, ROUNDS = 192, 24, 8, 3
 
 def make(source: str, target: str, form: str) -> None:
     """Write `target`. Raises EngineFailed."""
-    file_type, embedding_type = FORMATS[form]
-    if not quantize(source, target, file_type, embedding_type, os.cpu_count() or 1):
+    if not quantize(source, target, FORMATS[form], os.cpu_count() or 1):
         raise EngineFailed(f"{source}: llama.cpp cannot write it as {form}")
 
 
-def quality(path: str, threads: int) -> dict[str, float]:
+def quality(path: str, core: int) -> dict[str, float]:
     """Perplexity over the text, in windows; the first token of a window is only read."""
-    model, context = _open(path, threads, WINDOW)
+    os.sched_setaffinity(0, {core})
+    model, context = _open(path, WINDOW)
     tokens = model.tokenize(TEXT.read_text("utf-8"))
     losses: list[float] = []
     for start in range(0, len(tokens), WINDOW):
@@ -72,7 +66,7 @@ def _losses(context: Context, tokens: list[int]) -> list[float]:
 def speed(path: str, core: int) -> dict[str, float]:
     """Tokens/s on one core: a prompt, one sequence, a batch of BATCH sequences; medians."""
     os.sched_setaffinity(0, {core})
-    model, context = _open(path, 1, PROMPT + BATCH * 2 * STEPS * ROUNDS)
+    model, context = _open(path, PROMPT + BATCH * 2 * STEPS * ROUNDS)
     tokens = model.tokenize(TEXT.read_text("utf-8"))[:PROMPT]
     rates: dict[str, list[float]] = {"prefill": [], "decode": [], "batch": []}
     _prefill(context, tokens)  # warm: pages, repacking
@@ -115,8 +109,8 @@ def _decode(
         raise EngineFailed(f"llama_decode answered {code} while measuring")
 
 
-def _open(path: str, threads: int, cells: int) -> tuple[Model, Context]:
-    spec = EngineSpec(engine="llamacpp", model_name="derive", model_path=path, threads=threads)
+def _open(path: str, cells: int) -> tuple[Model, Context]:
+    spec = EngineSpec(engine="llamacpp", model_name="derive", model_path=path)
     model = Model(spec)
     return model, Context(model, spec, cells, CHUNK, CHUNK)
 
@@ -135,8 +129,8 @@ def main(arguments: list[str]) -> int:
                 make(source, target, form)
             case ["speed", path, core]:
                 print(json.dumps(speed(path, int(core))))  # noqa: T201
-            case ["quality", path, threads]:
-                print(json.dumps(quality(path, int(threads))))  # noqa: T201
+            case ["quality", path, core]:
+                print(json.dumps(quality(path, int(core))))  # noqa: T201
             case _:
                 raise EngineFailed(f"{arguments}: not understood")
     except MetamusesdError as error:

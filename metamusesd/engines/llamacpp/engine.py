@@ -168,16 +168,16 @@ class LlamaEngine:
         if not sequence.begun_ns:
             sequence.begun_ns = time.perf_counter_ns()
             sequence.cached = min(length, sequence.prepared.prompt_tokens)
-            self._queries += 1
+            self._queries += self.info.prefix_reuse
             self._hits += length > 0
         return length > 0
 
     def _evict(self) -> bool:
         """Drop the KV of the youngest sequence of the lowest class, to be recomputed later. False: nothing to drop."""
-        holding = [sequence for sequence in self._live.values() if sequence.hold.past]
-        if len(holding) < 2:
+        able = [sequence for sequence in self._live.values() if not sequence.waiting]
+        if len(able) < 2:
             return False
-        victim = min(holding, key=lambda sequence: (sequence.immune, sequence.rank, -sequence.order))
+        victim = min(able, key=lambda sequence: (sequence.immune, sequence.rank, -sequence.order))
         self._memory.drop(victim.hold)
         victim.waiting, victim.looked_up = True, False
         return True
@@ -218,7 +218,7 @@ class LlamaEngine:
             status = self._context.decode(self._fill(entries))
             if status == 0:
                 return entries
-            if status == 1 and (self._memory.make_room(self._memory.cells.total) or self._evict()):
+            if status == 1 and (self._memory.forget_cached() or self._evict()):
                 entries = [(sequence, count) for sequence, count in entries if not sequence.waiting]
                 continue
             self._fail(entries, status, events)

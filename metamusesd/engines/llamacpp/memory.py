@@ -104,6 +104,13 @@ class Memory:
                 self.forget(hold)
         return self.cells.free >= wanted
 
+    def forget_cached(self) -> bool:
+        """Drop everything that no living sequence needs. False if there was nothing."""
+        cached = list(self.cached.values())
+        for hold in cached:
+            self.forget(hold)
+        return bool(cached)
+
     def resynchronize(self, hold: kv.Holder) -> bool:
         """After a failed decode: agree with llama.cpp about `hold` again. False if KV that we relied on is gone."""
         there = self._context.length(hold.seq_id)

@@ -264,11 +264,9 @@ def system_info() -> str:
     return str(_C.llama_print_system_info().decode())
 
 
-def quantize(source: str, target: str, file_type: int, embedding_type: int | None, threads: int) -> bool:
+def quantize(source: str, target: str, file_type: int, threads: int) -> bool:
     """Write `source` in another format. False: llama.cpp refused. Call it in a process that may die: it can abort."""
     _C.llama_backend_init()
     params = _C.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = file_type, threads, True
-    if embedding_type is not None:
-        params.token_embedding_type = params.output_tensor_type = embedding_type
     return int(_C.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))) == 0

@@ -18,7 +18,7 @@ from metamusesd.engines.llamacpp.grammar import GrammarShelf
 from metamusesd.engines.llamacpp.native import Grammar, Model, schema_to_gbnf
 from metamusesd.engines.llamacpp.prompt import PromptTokenizer
 from metamusesd.engines.llamacpp.sampling import Choice
-from metamusesd.engines.llamacpp.template import CHATML, ChatTemplate
+from metamusesd.engines.llamacpp.template import CHATML, CHATML_END, ChatTemplate
 from metamusesd.errors import ContextOverflow, InvalidRequest
 from metamusesd.job import Message, Params
 from metamusesd.prompt import droppable, messages_of, without_oldest
@@ -45,7 +45,9 @@ class Preparer:
     def __init__(self, model: Model, spec: EngineSpec, context: int) -> None:
         self._model, self._spec, self.context = model, spec, context
         self.template = ChatTemplate(model.template or CHATML, *model.special_texts())
-        self._tokenizer = PromptTokenizer(model.tokenize, model.control_tokens(), model.bos())
+        control = model.control_tokens()
+        self._tokenizer = PromptTokenizer(model.tokenize, control, model.bos())
+        self._stops = () if model.template or CHATML_END in control else (CHATML_END,)
         self._ends = tuple(sorted(model.end_tokens()))
         self._grammars = GrammarShelf(schema_to_gbnf, self._exercise, model.grammar)
 
@@ -68,7 +70,7 @@ class Preparer:
                 context=self.context,
             )
         ids = np.array(prompt, np.int32)
-        return LlamaPrepared(task, len(ids), min(wanted, room), ids, choice, grammar, tuple(params.stop))
+        return LlamaPrepared(task, len(ids), min(wanted, room), ids, choice, grammar, (*params.stop, *self._stops))
 
     def _tokens(self, messages: list[Message]) -> list[int]:
         size = sum(len(message.content.encode("utf-8", "replace")) for message in messages)

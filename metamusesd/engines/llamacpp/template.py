@@ -24,6 +24,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )  # for files without a template
+CHATML_END = "<|im_end|>"
 
 
 @dataclass(frozen=True, slots=True)
