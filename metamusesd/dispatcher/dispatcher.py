@@ -22,7 +22,7 @@ from metamusesd.dispatcher.outbox import Outbox
 from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
-from metamusesd.errors import MetamusesdError
+from metamusesd.errors import ContextOverflow, MetamusesdError
 from metamusesd.job import encode_route, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Verdict, Want
@@ -50,6 +50,7 @@ class Dispatcher:
         self.emptied.set()
         self._tiers, self._log, self._alone_after = tiers, log, max(1, max_crashes - 1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._too_long: dict[str, int] = {}  # jobs on their way to a tier with a larger context than this
         self._route_ms: dict[str, float] = {}  # of jobs that were routed here and not claimed for a worker yet
 
     def __repr__(self) -> str:
@@ -70,7 +71,7 @@ class Dispatcher:
 
     async def settle(self, run: Run, end: End) -> None:
         """Write the end of a run, once; its lease is renewed until that is done."""
-        outcome = conclude(run, end, time.monotonic_ns())
+        outcome = conclude(run, end, time.monotonic_ns(), larger=self._overflowed(run, end))
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
         self.held.discard(run)
         if not self.held:
@@ -91,7 +92,7 @@ class Dispatcher:
         """Stage 3: name the tiers that may serve it; a body that nobody can serve ends here."""
         started_ns = time.monotonic_ns()
         try:
-            routing = route(parse_request(claim.body), self._tiers)
+            routing = route(parse_request(claim.body), self._large_enough(claim.id))
         except MetamusesdError as error:
             self.outbox.put(refusal(claim, error))
             self.ledger.refused(error)
@@ -154,6 +155,27 @@ class Dispatcher:
 
     def _wants(self) -> list[Want]:
         return self.fleet.wants()
+
+    def _overflowed(self, run: Run, end: End) -> bool:
+        """Whether the prompt was too long for its tier, and another one that it may use takes more. Remembers that."""
+        if type(end) is not Finished or end.error is None or end.error.get("code") != ContextOverflow.code:
+            return False
+        request, contexts = parse_request(run.claim.body), self.fleet.contexts()
+        had = contexts.get(run.claim.queue, 0)
+        if request.tier or request.model or max(contexts.values(), default=0) <= had:
+            return False
+        if len(self._too_long) >= REMEMBERED_ROUTES:
+            self._too_long.clear()
+        self._too_long[run.claim.id] = had
+        return True
+
+    def _large_enough(self, id: str) -> list[TierView]:
+        """The tiers for the router: all, but for a prompt that was too long for one before."""
+        had = self._too_long.pop(id, 0)
+        if not had:
+            return self._tiers
+        contexts = self.fleet.contexts()
+        return [tier for tier in self._tiers if contexts.get(tier.name, 0) > had] or self._tiers
 
     def _drop(self, run: Run, end: End) -> None:
         run.finish(end)

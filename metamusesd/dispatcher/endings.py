@@ -3,6 +3,7 @@
 Finished, no error    done                      Lost        requeue (crashed), or failed when it must not restart
 … by its deadline     expired                   Refused     requeue, unburnt
 … retryable error     requeue (burnt), 3 times  Back        requeue, unburnt
+… prompt too long     reroute to a larger one   …           or failed
 … another error       failed                    Verdict     nothing: somebody else has decided; `expired`: settle so
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from metamusesd.dispatcher.run import Back, End, Lost, Run
-from metamusesd.errors import InvalidRequest, JobExpired, MetamusesdError, WorkerLost
+from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, WorkerLost
 from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_result, parse_request
 from metamusesd.queues.base import Claim, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
@@ -19,8 +20,8 @@ from metamusesd.wire import Finished, Refused
 MOST_ATTEMPTS = 3
 
 
-def conclude(run: Run, end: End, now_ns: int) -> Settlement | Requeue | None:
-    """What to tell the queue; None: nothing."""
+def conclude(run: Run, end: End, now_ns: int, *, larger: bool = False) -> Settlement | Requeue | None:
+    """What to tell the queue; None: nothing. `larger`: another tier that may serve it has a larger context."""
     claim = run.claim
     match end:
         case Finished(error=None, reason="deadline") | Verdict.EXPIRED:
@@ -29,6 +30,8 @@ def conclude(run: Run, end: End, now_ns: int) -> Settlement | Requeue | None:
             return Requeue(claim.id, claim.token, "lost")  # nobody asked for it here: run it again
         case Finished(error=None):
             return _settle(run, now_ns, "done", end)
+        case Finished(error={"code": ContextOverflow.code}) if larger:
+            return Requeue(claim.id, claim.token, ContextOverflow.code, reroute=True)
         case Finished(error=error) if error and error.get("retryable") and claim.attempt < MOST_ATTEMPTS:
             return Requeue(claim.id, claim.token, str(error.get("code", "error")), burn=True)
         case Finished(error=error):

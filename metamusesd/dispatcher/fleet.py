@@ -111,6 +111,12 @@ class Fleet:
         """What could be claimed for the free places now."""
         return wants({tier: [link.load for link in links] for tier, links in self.ready.items() if links})
 
+    def contexts(self) -> dict[str, int]:
+        """The largest context of every tier that has workers."""
+        return {
+            tier: max(link.hello.context for link in links if link.hello) for tier, links in self.ready.items() if links
+        }
+
     def pick(self, run: Run) -> Link | None:
         """Stage 6. None: no worker of its tier has room."""
         links = self.ready.get(run.claim.queue, [])

@@ -56,8 +56,8 @@ class PlayedWorker:
     async def send(self, frame: Frame, payload: Any) -> None:
         await asyncio.get_running_loop().sock_sendall(self._sock, encode(frame, self.epoch, payload))
 
-    async def hello(self) -> None:
-        await self.send(Frame.HELLO, Hello("fast-0", "fast", "m", "sha256:1", "echo", 4096, self.slots, 0))
+    async def hello(self, tier: str, context: int) -> None:
+        await self.send(Frame.HELLO, Hello(f"{tier}-0", tier, "m", "sha256:1", "echo", context, self.slots, 0))
 
     async def orders(self, count: int = 1) -> list[Generate]:
         """The next orders, from as many frames as it takes."""
@@ -84,20 +84,20 @@ class Stage:
 
     def __init__(self) -> None:
         self.queue, self.board = Fragile(), Board(2)
-        tiers = [TierView("fast", "m")]
+        tiers = [TierView("fast", "m"), TierView("heavy", "h")]
         self.dispatcher = Dispatcher(self.queue, self.board, tiers, "host:1", get_logger("test"))
         self.workers: list[PlayedWorker] = []
         loop = asyncio.get_running_loop()
         works = (self.dispatcher.pump.run(), self.dispatcher.pump.watch(), self.dispatcher.outbox.run())
         self.tasks = [loop.create_task(work) for work in works]
 
-    async def worker(self, slots: int = 4, row: int = 0) -> PlayedWorker:
+    async def worker(self, slots: int = 4, row: int = 0, tier: str = "fast", context: int = 4096) -> PlayedWorker:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         worker = PlayedWorker(ours, len(self.workers) + 1, slots)
         self.workers.append(worker)
-        await self.dispatcher.fleet.connect(row, worker.epoch, f"fast-{row}", "fast", theirs.detach())
-        await worker.hello()
+        await self.dispatcher.fleet.connect(row, worker.epoch, f"{tier}-{row}", tier, theirs.detach())
+        await worker.hello(tier, context)
         return worker
 
     async def submit(self, body: bytes = b'{"user_query":"hi"}', priority: int = 1, **more: Any) -> str:
@@ -165,7 +165,7 @@ async def test_no_events_when_no_stream_is_wanted(stage: Stage) -> None:
     [
         (b"{not json", "invalid_request", "body"),
         (b'{"user_query":"x","params":{"seed":"y"}}', "invalid_request", "params.seed"),
-        (b'{"user_query":"x","tier":"heavy"}', "unknown_tier", "tier"),
+        (b'{"user_query":"x","tier":"medium"}', "unknown_tier", "tier"),
         (b'{"user_query":"x","model":"gpt"}', "unknown_tier", "model"),
     ],
 )
@@ -332,3 +332,29 @@ async def test_a_stale_token_changes_nothing(stage: Stage) -> None:
     id = await stage.submit(priority=Priority.HIGH)
     await worker.orders()
     assert await stage.queue.append([Append(id, "old:1", 0, "x", 1)]) == [Verdict.LOST]
+
+
+OVERFLOW = {"code": "context_overflow", "retryable": False}
+
+
+async def test_a_long_prompt_goes_to_a_larger_context(stage: Stage) -> None:
+    """Too long for the tier that it was routed to: it runs on one with more context, unburnt."""
+    small, large = await stage.worker(), await stage.worker(row=1, tier="heavy", context=32_768)
+    id = await stage.submit()
+    [order] = await small.orders()
+    await small.send(Frame.EVENTS, [Finished(order.handle, error=OVERFLOW)])
+    [again] = await large.orders()
+    assert (again.id, again.attempt) == (id, 1)
+    await large.send(Frame.EVENTS, [Finished(again.handle, error=OVERFLOW)])
+    result = await stage.ended(id)
+    assert result.error == OVERFLOW
+
+
+async def test_a_forced_tier_is_not_left(stage: Stage) -> None:
+    """The request names its tier: too long there is the typed error, whatever else there is."""
+    small = await stage.worker()
+    await stage.worker(row=1, tier="heavy", context=32_768)
+    id = await stage.submit(b'{"user_query":"hi","tier":"fast"}')
+    [order] = await small.orders()
+    await small.send(Frame.EVENTS, [Finished(order.handle, error=OVERFLOW)])
+    assert (await stage.ended(id)).state == "failed"
