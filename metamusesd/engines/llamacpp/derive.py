@@ -1,8 +1,9 @@
 """Stage 0 · a process of its own · requantize a model, and measure what a file costs and what it is worth on this CPU.
 
-    python -m metamusesd.engines.llamacpp.derive quantize SOURCE TARGET FORMAT     exit 0, or 1 with a line on standard
-    error python -m metamusesd.engines.llamacpp.derive speed FILE CORE                   {"prefill", "decode", "batch"}
-    in tokens/s python -m metamusesd.engines.llamacpp.derive quality FILE CORE                 {"perplexity", "tokens"}
+    python -m metamusesd.engines.llamacpp.derive …
+        quantize SOURCE TARGET FORMAT     exit 0, or 1 with a line on standard error
+        speed FILE CORE                   {"prefill", "decode", "batch"} in tokens/s
+        quality FILE CORE                 {"perplexity", "tokens"}
 
 A process for each, because llama.cpp aborts where others raise, and because a measurement wants a clean machine. The
 text is our own (derive_text.txt), so that perplexities can be compared over time and shipped.
