@@ -59,23 +59,23 @@ class Dispatcher:
     async def process(self, claim: Claim) -> None:
         """The journey of one job that was claimed for a worker, to its end."""
         run = self.hold(claim)
-        link = self.fleet.pick(run)
-        if link is None:
-            run.finish(Back("refused"))
-        elif claim.crashes >= self._alone_after:
-            await self._send_alone(run, link)
-        else:
-            link.send(run)
-        end = await run.end  # meanwhile `stream` passes its tokens on
-        await self.settle(run, end)
+        try:
+            link = self.fleet.pick(run)
+            if link is None:
+                run.finish(Back("refused"))
+            elif claim.crashes >= self._alone_after:
+                await self._send_alone(run, link)
+            else:
+                link.send(run)
+            end = await run.end  # meanwhile `stream` passes its tokens on
+            await self.settle(run, end)
+        finally:
+            self.release(run)
 
     async def settle(self, run: Run, end: End) -> None:
         """Write the end of a run, once; its lease is renewed until that is done."""
         outcome = conclude(run, end, time.monotonic_ns(), larger=self._overflowed(run, end))
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
-        self.held.discard(run)
-        if not self.held:
-            self.emptied.set()
         self.ledger.ended(run, end, outcome, verdict)
 
     def take(self, claim: Claim) -> None:
@@ -109,6 +109,14 @@ class Dispatcher:
         self.held.add(run)
         self.emptied.clear()
         return run
+
+    def release(self, run: Run) -> None:
+        """No renewal any more: if its end was not written, the lease runs out and somebody reaps it."""
+        self.held.discard(run)
+        if run.link is not None:
+            run.link.cancel(run)
+        if not self.held:
+            self.emptied.set()
 
     def stream(self, run: Run, token: Token) -> None:
         """Stage 9: one step's text of one run."""

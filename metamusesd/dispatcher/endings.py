@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from metamusesd.dispatcher.run import Back, End, Lost, Run
 from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, WorkerLost
 from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_result, parse_request
@@ -81,7 +83,10 @@ def _settle(
 
 
 def _route(raw: bytes) -> Route | None:
-    return decode_route(raw) if raw else None
+    try:
+        return decode_route(raw) if raw else None
+    except msgspec.MsgspecError:
+        return None  # another version's, or somebody wrote it by hand: no reason to fail the job
 
 
 def _timings(run: Run, now_ns: int) -> Timings:

@@ -358,3 +358,19 @@ async def test_a_forced_tier_is_not_left(stage: Stage) -> None:
     [order] = await small.orders()
     await small.send(Frame.EVENTS, [Finished(order.handle, error=OVERFLOW)])
     assert (await stage.ended(id)).state == "failed"
+
+
+async def test_a_journey_that_fails_holds_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours in the middle of a journey: the job is not held on to, so that its lease can run out."""
+    await stage.worker()
+    failed = asyncio.Event()
+
+    def fail(_: object) -> None:
+        failed.set()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stage.dispatcher.fleet, "pick", fail)
+    await stage.submit()
+    await asyncio.wait_for(failed.wait(), 5)
+    await asyncio.wait_for(stage.dispatcher.emptied.wait(), 5)
+    assert not stage.dispatcher.held
