@@ -23,7 +23,7 @@ from metamusesd.engines.llamacpp.rates import LARGE_CHUNK
 STEP_CAP_S = 0.1
 LARGE_CAP_S = 0.35
 CREDIT_CAP_S = 1.0
-LEAST_CHUNK = 8  # tokens: smaller chunks cost more in overhead than they spare in waiting
+LEAST_CHUNK = 2  # tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,16 +28,20 @@ MAX_SCHEMA_DEPTH = 32
 MAX_NESTING = 64
 MAX_REPEATS = 2000
 MAX_RULES = 2000
-TRIAL_LIMIT_S = 2.0
+SCHEMA_NESTING = MAX_REPEATS + MAX_NESTING  # the converter writes maxLength as nested options
+TRIAL_LIMIT_S = 2.0  # of processor time
+PATIENCE = 5  # times as long on the clock, for a busy host must not refuse what an idle one accepts
 TRIAL_MEMORY_BYTES = 512 * 1024 * 1024  # on top of what the process has mapped
 REMEMBERED = 64
 
 _TOKENS = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*|\{[^{}\n]*\}|::=|[()]')
 
 
-def check_bounds(grammar: str) -> None:
+def check_bounds(grammar: str, nesting: int = MAX_NESTING) -> None:
     """Refuse a grammar that is too long, too deep, or has too many repetitions or rules."""
-    size = len(grammar.encode())
+    size = len(grammar.encode("utf-8", "surrogatepass"))
+    if any("\ud800" <= letter <= "\udfff" for letter in grammar):
+        raise InvalidGrammar("the grammar contains a lone surrogate")
     if size > MAX_GRAMMAR_BYTES:
         raise InvalidGrammar(f"the grammar has {size} bytes; at most {MAX_GRAMMAR_BYTES} are accepted")
     depth = deepest = rules = 0
@@ -48,8 +52,8 @@ def check_bounds(grammar: str) -> None:
         rules += word == "::="
         if word[0] == "{":
             _check_repeats(word)
-    if deepest > MAX_NESTING:
-        raise InvalidGrammar(f"the grammar nests {deepest} deep; at most {MAX_NESTING} are accepted")
+    if deepest > nesting:
+        raise InvalidGrammar(f"the grammar nests {deepest} deep; at most {nesting} are accepted")
     if rules > MAX_RULES:
         raise InvalidGrammar(f"the grammar has {rules} rules; at most {MAX_RULES} are accepted")
 
@@ -130,7 +134,7 @@ class GrammarShelf:
     def _proven(self, text: Callable[[], str]) -> Any:
         try:
             grammar = run_in_child(lambda: self._trial(text))
-            check_bounds(grammar)
+            check_bounds(grammar, SCHEMA_NESTING)
         except InvalidGrammar as refusal:
             return refusal
         compiled = self._compile(grammar)
@@ -139,7 +143,7 @@ class GrammarShelf:
     def _trial(self, text: Callable[[], str]) -> str:
         """In the disposable process: the grammar's text, if it compiles and can be used."""
         grammar = text()
-        check_bounds(grammar)
+        check_bounds(grammar, SCHEMA_NESTING)
         if not self._exercise(grammar):
             raise InvalidGrammar("the grammar cannot be parsed, refers to a missing rule, or recurses to the left")
         return grammar
@@ -162,7 +166,7 @@ def run_in_child(attempt: Callable[[], str]) -> str:
         _be_the_child(attempt, writer)
     os.close(writer)
     try:
-        verdict = _read_until(reader, time.monotonic() + TRIAL_LIMIT_S)
+        verdict = _read_until(reader, time.monotonic() + TRIAL_LIMIT_S * PATIENCE)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
@@ -197,7 +201,7 @@ def _limit_the_child(writer: int) -> None:
     limit = mapped + TRIAL_MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    seconds = int(TRIAL_LIMIT_S) + 1
+    seconds = max(1, int(TRIAL_LIMIT_S))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 

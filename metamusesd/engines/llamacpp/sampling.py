@@ -2,8 +2,9 @@
 
     logit_bias → penalties (whole prompt and answer) → top_k → top_p → min_p → temperature → draw
 
-On one core over 49 152 words this takes 15 µs for the best 40 where a C sampler chain fed through a candidate array
-takes 200 µs. The draw is a function of (seed, position), so it is the same after a sequence was pre-empted, evicted and
+numpy instead of llama.cpp's sampler chains: over 49 152 words a whole draw with top_k 40 and top_p takes about 30 µs
+(with a warm cache), because the best 40 are found without filling a candidate array or sorting.
+The draw is a function of (seed, position), so it is the same after a sequence was pre-empted, evicted and
 recomputed, and no generator state has to be kept.
 
 A grammar is asked about the sampled token alone; only when it says no are the allowed ones sought, among the best

@@ -19,6 +19,7 @@ from metamusesd.errors import InvalidGrammar
         ('root ::= "' + "a" * 300_000 + '"', "bytes"),
         ("root ::= " + "(" * 65 + '"a"' + ")" * 65, "nests"),
         ('root ::= "a"{1,99999}', "repeats"),
+        ('root ::= "\ud800"', "surrogate"),
         ("\n".join(f'r{i} ::= "a"' for i in range(2001)), "rules"),
     ],
 )
