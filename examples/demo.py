@@ -158,8 +158,9 @@ async def _follow(client: Client, request: InferenceRequest, show: Show, half_wa
         if event.kind == "token" and request.id == STREAMED:
             show.text(event.text)
         elif event.kind == "restarted":
+            again = request.id in show.restarted
             show.restarted.add(request.id)
-            show.note(f"{request.id}: restarted, attempt {event.attempt}")
+            show.note(f"{request.id}: {'given back once more' if again else f'restarted, attempt {event.attempt}'}")
         elif event.kind in TERMINAL:
             result = decode_result(event.data)
             show.note(f"{request.id}: {result.state} on {result.worker or '-'}", at_once=request.id == STREAMED)
