@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,12 +45,14 @@ class Bench:
         return self.build.name if self.build else "llama-server"
 
     @asynccontextmanager
-    async def ours(self, layout: Layout, model: Path | None = None) -> AsyncIterator[OurServer | None]:
-        """Our daemon, warmed up; None when only the other side is asked for."""
+    async def ours(
+        self, layout: Layout, model: Path | None = None, cores: list[int] | None = None
+    ) -> AsyncIterator[OurServer | None]:
+        """Our daemon, warmed up, on all cores of the run or on some; None when only the other side is asked for."""
         if self.only == "yardstick":
             yield None
             return
-        async with run_ours(model or self.model, self.cores, layout) as server:
+        async with run_ours(model or self.model, cores or self.cores, layout) as server:
             await self._warm_up(server, layout.workers * layout.slots)
             yield server
 
@@ -90,7 +93,10 @@ class Bench:
             figures: list[Figure | None] = [None] * len(sides)
             for place in range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides))):
                 side = sides[place]
-                figures[place] = None if side is None else await measure(side, turn)
+                if side is not None:
+                    started = time.monotonic()
+                    figures[place] = await measure(side, turn)
+                    print(f"  round {turn + 1}: {side.name}, {time.monotonic() - started:.1f} s", flush=True)
             rounds.append(figures)
         return rounds
 
@@ -121,6 +127,8 @@ def run(options: argparse.Namespace) -> Report:
         for name in options.case or CASES:
             print(f"case {name} …", flush=True)
             runner.run(_case(CASES[name], bench))
+            if options.json:  # after every case, so that a run that is cut short has not been in vain
+                report.write(options.json)
     return report
 
 

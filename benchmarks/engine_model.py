@@ -19,7 +19,7 @@ MIB = 2**20
 
 
 async def second_worker(bench: Bench) -> None:
-    """PSS of two workers less that of one, both after they have worked; the bar is the KV cache plus 80 MiB."""
+    """PSS of two one-core workers less that of one, both after they have worked; the bar is the KV cache plus 80 MiB."""
     one = Layout(workers=1, slots=SLOTS, context_tokens=CONTEXT_TOKENS, cells=SLOTS * CONTEXT_TOKENS)
     added: list[float | None] = []
     for _ in range(bench.rounds):
@@ -65,7 +65,7 @@ def kv_mib(model: Path, cells: int) -> float:
 
 
 async def _pss_mib(bench: Bench, layout: Layout) -> float | None:
-    async with bench.ours(layout) as ours:
+    async with bench.ours(layout, cores=bench.cores[: layout.workers]) as ours:
         if ours is None:
             return None
         await _work(bench, ours, layout)

@@ -113,7 +113,7 @@ async def run_ours(model: Path, cores: list[int], layout: Layout) -> AsyncIterat
     """Start `metamusesd run` on `cores` with its embedded Redis in a temporary directory; drain it afterwards."""
     from metamusesd.client import Client
 
-    with tempfile.TemporaryDirectory(prefix="mm-") as state:
+    with tempfile.TemporaryDirectory(prefix="mm-bench-") as state:
         path = Path(state) / "bench.toml"
         path.write_text(_config(model, cores, layout, state))
         command = pinned(cores, [sys.executable, "-m", "metamusesd", "run", "--config", str(path)])
