@@ -262,6 +262,8 @@ class Supervisor:
             error = message.get("error")
             slot.last_error = error if isinstance(error, dict) else {"message": str(error)}
             slot.permanent = message.get("permanent") is True
+        elif message.get("say") == "relink" and message.get("epoch") == slot.epoch:
+            slot.epoch = 0  # the next turn of the loop makes a new pipe; a stale wish names an older epoch
 
     def _bury(self, slot: Slot, wait_status: int) -> None:
         lived_s, epoch = time.monotonic() - slot.started_s, slot.epoch

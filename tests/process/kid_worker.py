@@ -72,6 +72,8 @@ def main(birth: Birth) -> int:
             row.write(state=WorkerState.IDLE, slots_used=0, beat_ns=time.monotonic_ns())
         if wanted.startswith("later exit"):
             return int(wanted.split()[2])
+        if wanted.startswith("relink"):
+            control.send(birth.control, {"say": "relink", "epoch": int(wanted.split()[1])})
         if select.select([birth.control], [], [], 0.05)[0]:
             received = control.receive(birth.control)
             if received is None:

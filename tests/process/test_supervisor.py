@@ -84,6 +84,18 @@ def test_a_killed_worker_comes_back_on_a_new_pipe_and_the_dispatcher_is_told_how
     assert len(daemon.notes("fast-1", "link")) == 1
 
 
+def test_a_worker_whose_pipe_broke_gets_a_new_one(daemon):
+    """`relink` makes one new pipe for that pair; a wish that names an older epoch makes none."""
+    until(lambda: daemon.notes("fast-0", "link") and daemon.notes("fast-1", "link"))
+    first = daemon.notes("fast-0", "link")[0]["epoch"]
+    daemon.mischief("fast-0", f"relink {first}")
+    until(lambda: len(daemon.notes("fast-0", "link")) >= 2)  # it goes on asking in the name of the first epoch
+    until(lambda: len(daemon.notes("dispatcher", "link")) >= 3)
+    daemon.mischief("fast-0", "")
+    assert len(daemon.notes("fast-0", "link")) == 2
+    assert len(daemon.notes("fast-1", "link")) == 1
+
+
 def test_a_killed_dispatcher_comes_back_and_the_same_workers_get_new_pipes(daemon):
     """kill -9 of the dispatcher: no worker is restarted; each gets a link with a larger epoch."""
     before = daemon.children()
