@@ -18,6 +18,7 @@ PERSONA_TOKENS = 1000
 LONG_TOKENS = 1500
 STREAMS = 8
 STREAM_TOKENS = 1400  # more than a stream can get until the long prompt has its first token
+LOW_TOKENS = 600  # of each low job under a critical one
 CONTEXT_TOKENS = 2048
 SETTLED_TOKENS = 24  # of each stream, before it counts as running steadily
 START_TIMEOUT_S = 180.0
@@ -55,7 +56,8 @@ class Intrusion:
 async def long_prompt(bench: Bench) -> None:
     """A 1 500-token prompt arrives while 8 streams run."""
     slots = -(-(STREAMS + 2) // len(bench.cores))
-    layout = Layout(workers=len(bench.cores), slots=slots, context_tokens=CONTEXT_TOKENS)
+    cells = slots * CONTEXT_TOKENS  # room for all streams at their full length
+    layout = Layout(workers=len(bench.cores), slots=slots, context_tokens=CONTEXT_TOKENS, cells=cells)
 
     async def measure(server: Server, turn: int) -> Intrusion:
         return await _intrude(bench, server)
@@ -114,7 +116,7 @@ async def critical(bench: Bench) -> None:
 
     async def measure(server: Server, turn: int) -> tuple[float, float]:
         idle_ms = await ttft_ms(server)
-        low = bench.prompts.asks(slots + STREAMS, STREAM_TOKENS, priority="low")
+        low = bench.prompts.asks(slots + STREAMS, LOW_TOKENS, priority="low")
         async with _streaming(server, low) as streams:
             await _until_tokens(streams, 4, count=slots)
             return await ttft_ms(server), idle_ms

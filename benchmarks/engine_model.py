@@ -19,7 +19,7 @@ MIB = 2**20
 
 
 async def second_worker(bench: Bench) -> None:
-    """PSS of two one-core workers less that of one, both after they have worked; the bar is the KV cache plus 80 MiB."""
+    """PSS of two one-core workers less that of one, both after they have worked. Bar: the KV cache + 80 MiB."""
     one = Layout(workers=1, slots=SLOTS, context_tokens=CONTEXT_TOKENS, cells=SLOTS * CONTEXT_TOKENS)
     added: list[float | None] = []
     for _ in range(bench.rounds):
