@@ -91,7 +91,7 @@ class Finished(msgspec.Struct, array_like=True, tag="f", gc=False):
 
 
 class Refused(msgspec.Struct, array_like=True, tag="r", gc=False):
-    """The worker has no room for this handle now; the job goes back to its queue, unburnt."""
+    """The worker has no room for this handle now; the job goes back to its queue, unburnt. `reason` is a code."""
 
     handle: int
     reason: str = "no_capacity"

@@ -44,7 +44,7 @@ class Dispatcher:
         self.ledger = Ledger(board, log)
         self.outbox = Outbox(queue, self.overruled, self.ledger.redis)
         self.pump = Pump(queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis)
-        hooks = Hooks(ready=_nothing, tokens=self.stream, ended=self._ended, lost=_nothing)
+        hooks = Hooks(ready=_nothing, tokens=self.stream, ended=self._ended, freed=_nothing, lost=_nothing)
         self.fleet = Fleet(board, names, hooks, self.pump.freed, log)
         self.emptied = asyncio.Event()
         self.emptied.set()
@@ -93,9 +93,10 @@ class Dispatcher:
         started_ns = time.monotonic_ns()
         try:
             routing = route(parse_request(claim.body), self._large_enough(claim.id))
-        except MetamusesdError as error:
-            self.outbox.put(refusal(claim, error))
-            self.ledger.refused(error)
+        except Exception as error:  # a bug of ours must not end the dispatcher, to meet the next one with the same job
+            known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
+            self.outbox.put(refusal(claim, known))
+            self.ledger.refused(known)
             return
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()
@@ -115,6 +116,7 @@ class Dispatcher:
         self.held.discard(run)
         if run.link is not None:
             run.link.cancel(run)
+        self.outbox.forget(run)
         if not self.held:
             self.emptied.set()
 
@@ -142,7 +144,7 @@ class Dispatcher:
         for run in self.held:
             if run.asked_ns < before_ns and run.link is not None and not run.end.done():
                 run.asked_ns = time.monotonic_ns()
-                self.outbox.append(run, run.chars, "", 0)
+                self.outbox.append(run, 0, "", 0)
 
     async def drain(self, within_s: float) -> None:
         """Claim no more; finish what can be finished in time, give back the rest, unburnt.
@@ -189,21 +191,17 @@ class Dispatcher:
         run.finish(end)
         if run.link is not None:
             run.link.cancel(run)
-            self._freed(run.link)
+            self.fleet.freed(run.link)
 
     def _ended(self, run: Run, end: Finished | Refused) -> None:
         run.finish(end)
-        if run.link is not None:
-            if type(end) is Refused:
-                self.fleet.refused(run.link)
-            self._freed(run.link)
-
-    def _freed(self, link: Link) -> None:
-        self.pump.freed(link.tier)
+        if type(end) is Refused and run.link is not None:
+            run.idle_refusal = not run.link.runs
+            self.fleet.refused(run.link, run.claim.priority)
 
     async def _send_alone(self, run: Run, link: Link) -> None:
         """Workers died under this job: the next crash shall be its own. The worker is emptied first."""
-        link.load.closed = True
+        link.load.closed = run.alone = True
         run.end.add_done_callback(lambda _: self._reopen(link))
         await link.idle.wait()
         if link.closed or link.fate is not None:
@@ -213,7 +211,7 @@ class Dispatcher:
 
     def _reopen(self, link: Link) -> None:
         link.load.closed = False
-        self._freed(link)
+        self.fleet.freed(link)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

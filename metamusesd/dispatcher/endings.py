@@ -1,10 +1,12 @@
 """Stage 10 · dispatcher · from how a run ended to what is written about its job. Pure.
 
-Finished, no error    done                      Lost        requeue (crashed), or failed when it must not restart
-… by its deadline     expired                   Refused     requeue, unburnt
-… retryable error     requeue (burnt), 3 times  Back        requeue, unburnt
-… prompt too long     reroute to a larger one   …           or failed
+Finished, no error    done                      Lost        requeue (crashed)
+… by its deadline     expired                   Back        requeue, unburnt
+… retryable error     requeue (burnt), 3 times  Refused     requeue, unburnt; by an idle worker: as a retryable error
+… prompt too long     reroute to a larger one   … or failed
 … another error       failed                    Verdict     nothing: somebody else has decided; `expired`: settle so
+
+A job that must not restart, and whose reader has text of it, is failed instead of given back.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import msgspec
 
 from metamusesd.dispatcher.run import Back, End, Lost, Run
-from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, WorkerLost
+from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, NoCapacity, WorkerLost
 from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_result, parse_request
 from metamusesd.queues.base import Claim, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
@@ -24,6 +26,13 @@ MOST_ATTEMPTS = 3
 
 def conclude(run: Run, end: End, now_ns: int, *, larger: bool = False) -> Settlement | Requeue | None:
     """What to tell the queue; None: nothing. `larger`: another tier that may serve it has a larger context."""
+    outcome = _conclude(run, end, now_ns, larger)
+    if isinstance(outcome, Requeue) and run.chars and not _may_restart(run.claim.body):
+        return _settle(run, now_ns, "failed", error=WorkerLost().to_dict())
+    return outcome
+
+
+def _conclude(run: Run, end: End, now_ns: int, larger: bool) -> Settlement | Requeue | None:
     claim = run.claim
     match end:
         case Finished(error=None, reason="deadline") | Verdict.EXPIRED:
@@ -39,11 +48,12 @@ def conclude(run: Run, end: End, now_ns: int, *, larger: bool = False) -> Settle
         case Finished(error=error):
             return _settle(run, now_ns, "failed", end, error)
         case Lost(crashed=crashed, reason=reason):
-            if run.chars and not _may_restart(claim.body):
-                return _settle(run, now_ns, "failed", error=WorkerLost().to_dict())
-            return Requeue(claim.id, claim.token, reason, crashed=crashed)
-        case Refused():
-            return Requeue(claim.id, claim.token, "refused")
+            return Requeue(claim.id, claim.token, reason, crashed=crashed, alone=run.alone)
+        case Refused() if run.idle_refusal:
+            error = NoCapacity(f"{end.reason}, though its worker had nothing else").to_dict()
+            return _conclude(run, Finished(end.handle, error=error), now_ns, larger)
+        case Refused(reason=reason):
+            return Requeue(claim.id, claim.token, reason)
         case Back(reason=reason):
             return Requeue(claim.id, claim.token, reason)
     return None

@@ -17,14 +17,14 @@ from dataclasses import replace
 from metamusesd.board import Board, rates
 from metamusesd.dispatcher.links import Hooks, Link
 from metamusesd.dispatcher.run import Lost, Run
-from metamusesd.dispatcher.scheduler import pick, wants
+from metamusesd.dispatcher.scheduler import NOTHING_REFUSED, pick, wants
 from metamusesd.errors import InvalidRequest
 from metamusesd.job import InferenceRequest, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import Want
 
 EVIDENCE_S = 0.5  # how long after EOF the supervisor may take to say how the worker ended
-REFUSED_PAUSE_S = 0.05
+REFUSED_PAUSE_S = 1.0
 WARM_PREFIXES = 32
 GUESSED_MAX_TOKENS = 256
 
@@ -36,8 +36,8 @@ class Fleet:
         self.ready: dict[str, list[Link]] = {tier: [] for tier in tiers}
         self._links: dict[int, Link] = {}  # by row: the newest one
         self._warm: dict[str, OrderedDict[bytes, None]] = {}  # worker → digests of prompt beginnings
-        self._board, self._freed, self._log = board, freed, log
-        self._hooks = replace(hooks, ready=self._greeted, lost=self._closed)
+        self._board, self._wake, self._log = board, freed, log
+        self._hooks = replace(hooks, ready=self._greeted, freed=self.freed, lost=self._closed)
 
     def __repr__(self) -> str:
         return f"<Fleet {[link for links in self.ready.values() for link in links]}>"
@@ -70,7 +70,7 @@ class Fleet:
     def _greeted(self, link: Link) -> None:
         self.ready.setdefault(link.tier, []).append(link)
         self._log.info("worker linked", worker=link.worker, epoch=link.epoch, tier=link.tier)
-        self._freed(link.tier)
+        self.freed(link)
 
     def _closed(self, link: Link) -> None:
         """EOF or garbage. The runs wait a moment for the evidence."""
@@ -136,9 +136,14 @@ class Fleet:
         self._remember(links[place].worker, key)
         return links[place]
 
-    def refused(self, link: Link) -> None:
-        """The worker had no room after all: leave it alone for a moment."""
-        link.load.paused = True
+    def freed(self, link: Link) -> None:
+        """This worker may have room again."""
+        self._wake(link.tier)
+
+    def refused(self, link: Link, priority: int) -> None:
+        """The worker had no room after all, and knows best: nothing of this class until one of its jobs ends, or for a
+        while, should the reason pass without that."""
+        link.load.refused = max(link.load.refused, priority)
         asyncio.get_running_loop().call_later(REFUSED_PAUSE_S, self._resume, link)
 
     def refresh(self) -> None:
@@ -154,8 +159,8 @@ class Fleet:
         return max(row.get("beat_ns"), row.get("last_step_ns")) + 20 * row.get("step_ns")
 
     def _resume(self, link: Link) -> None:
-        link.load.paused = False
-        self._freed(link.tier)
+        link.load.refused = NOTHING_REFUSED
+        self.freed(link)
 
     def _remember(self, worker: str, key: bytes) -> None:
         if key:

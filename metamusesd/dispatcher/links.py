@@ -13,7 +13,7 @@ from typing import cast
 
 from metamusesd.board import Board
 from metamusesd.dispatcher.run import Lost, Run
-from metamusesd.dispatcher.scheduler import WorkerLoad
+from metamusesd.dispatcher.scheduler import NOTHING_REFUSED, WorkerLoad
 from metamusesd.errors import WireError
 from metamusesd.log import Logger
 from metamusesd.wire import Finished, Frame, FrameReader, Generate, Hello, Refused, Token, encode
@@ -28,6 +28,7 @@ class Hooks:
     ready: Callable[[Link], None]
     tokens: Callable[[Run, Token], None]
     ended: Callable[[Run, Finished | Refused], None]
+    freed: Callable[[Link], None]  # it may have room again
     lost: Callable[[Link], None]
 
 
@@ -151,17 +152,20 @@ class Link(asyncio.Protocol):
         self._hooks.ready(self)
 
     def _demultiplex(self, events: list[Token | Finished | Refused]) -> None:
-        """Stage 9. A handle that is not known was cancelled here a moment ago."""
+        """Stage 9. A handle that is not known was cancelled here a moment ago; the worker has dropped it only now."""
         runs, hooks = self.runs, self._hooks
         for event in events:
             run = runs.get(event.handle)
-            if run is None:
-                continue
             if type(event) is Token:
-                hooks.tokens(run, event)
-            else:
+                if run is not None:
+                    hooks.tokens(run, event)
+                continue
+            if type(event) is Finished:
+                self.load.refused = NOTHING_REFUSED
+            if run is not None:
                 self.release(run)
                 hooks.ended(run, event)  # type: ignore[arg-type]
+            hooks.freed(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

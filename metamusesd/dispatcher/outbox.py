@@ -65,6 +65,11 @@ class Outbox:
             piece.text += text
             piece.tokens += tokens
 
+    def forget(self, run: Run) -> None:
+        """Its end is written: text that Redis has not taken until now is in the result, or is of no use."""
+        run.over = True
+        self._pieces.pop(run, None)
+
     def put(self, what: Settlement | Requeue) -> asyncio.Future[Verdict]:
         """The end of a run; the future gets the verdict, however long Redis takes."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
@@ -129,7 +134,7 @@ class Outbox:
 
     def _keep(self, pieces: dict[Run, _Piece]) -> None:
         """Put unsent text back before what came after it."""
-        later, self._pieces = self._pieces, pieces
+        later, self._pieces = self._pieces, {run: piece for run, piece in pieces.items() if not run.over}
         for run, piece in later.items():
             self.append(run, piece.offset, piece.text, piece.tokens)
 

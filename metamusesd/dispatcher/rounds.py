@@ -13,6 +13,7 @@ import time
 from metamusesd.board import QUEUES
 from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.links import Link
+from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.errors import QueueUnavailable
 from metamusesd.queues.base import Host, Queue, Suspect
 
@@ -20,7 +21,7 @@ BEAT_S = 0.05
 SILENT_NS = 50_000_000
 SURVEY_S = 1.0
 REAP_S = 1.0
-MOST_SWEEPS = 10  # more of them in a row when one was not enough
+MOST_SWEEPS = 10  # in a row, when one was not enough
 HOST_TTL_S = 10.0
 
 
@@ -47,9 +48,13 @@ class Rounds:
             await asyncio.sleep(BEAT_S)
 
     async def renew(self) -> None:
-        """Prolong all leases three times in their life; not those of a worker that has stopped getting on."""
+        """Prolong all leases three times in their life; not those of a worker that has stopped getting on.
+
+        After a failure sooner: when Redis is back, renewals come before anybody's doubt is old enough to reap.
+        """
+        tries = 0
         while True:
-            await asyncio.sleep(self._lease_ms / 3000)
+            await asyncio.sleep(min(self._lease_ms / 3000, pause_s(tries - 1)) if tries else self._lease_ms / 3000)
             dispatcher, now_ns = self._dispatcher, time.monotonic_ns()
             runs = [run for run in dispatcher.held if run.link is None or self._gets_on(run.link, now_ns)]
             if not runs:
@@ -59,7 +64,9 @@ class Rounds:
                 verdicts = await self._queue.renew(pairs, lease_ms=self._lease_ms)
             except QueueUnavailable as error:
                 dispatcher.ledger.redis(error)
+                tries += 1
                 continue
+            tries = 0
             for run, verdict in zip(runs, verdicts, strict=True):
                 dispatcher.overruled(run, verdict)
 
@@ -71,8 +78,9 @@ class Rounds:
             before_s = time.monotonic() - self._lease_ms / 3000
             try:
                 reaped = await self._queue.reap(self._owner, [each for each, at_s in seen.items() if at_s <= before_s])
-                for _ in range(MOST_SWEEPS if reaped.more else 0):
-                    reaped = await self._queue.reap(self._owner)
+                sweeps = 1
+                while reaped.more and sweeps < MOST_SWEEPS:
+                    reaped, sweeps = await self._queue.reap(self._owner), sweeps + 1
             except QueueUnavailable as error:
                 self._dispatcher.ledger.redis(error)
                 seen = {}  # Redis did not answer in between: doubt again from the start

@@ -36,8 +36,8 @@ class Run:
     """What is known of one attempt. One writer: the dispatcher's loop."""
 
     __slots__ = (
-        "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "handle", "link", "logprobs", "parts",
-        "prompt_estimate", "route_ms", "token_ns", "tokens",
+        "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "handle", "idle_refusal", "link",
+        "logprobs", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,6 +52,9 @@ class Run:
         self.route_ms = 0.0
         self.prompt_estimate = len(claim.body) // 4
         self.logprobs: list[object] | None = None
+        self.alone = False  # it has its worker for itself
+        self.idle_refusal = False  # refused by a worker that had nothing else: waiting will not help
+        self.over = False  # its end is written; nothing more is to be said about it
 
     def __repr__(self) -> str:
         return f"<Run {self.claim.id} attempt={self.claim.attempt} on={self.link} tokens={self.tokens}>"

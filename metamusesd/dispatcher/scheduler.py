@@ -17,6 +17,7 @@ WARM_SHARE = 0.15  # of its prompt that a job with a known persona still has to 
 GUESSED_PREFILL_RATE = 200.0  # tokens/s, until the worker has measured
 GUESSED_DECODE_RATE = 50.0
 SLOWEST_RATE = 0.001
+NOTHING_REFUSED = -1
 
 
 @dataclass(slots=True)
@@ -30,11 +31,11 @@ class WorkerLoad:
     prefill_rate: float = 0.0  # tokens/s; 0: not measured yet
     decode_rate: float = 0.0
     closed: bool = False  # kept free for, or in use by, one job that must run alone
-    paused: bool = False  # it refused a job a moment ago
+    refused: int = NOTHING_REFUSED  # the highest class that it has refused since one of its jobs ended
 
     def room(self, priority: int) -> int:
-        """How many more jobs of this class fit."""
-        if self.closed or self.paused:
+        """How many more jobs of this class fit. A refusal is believed for its class and all lower ones."""
+        if self.closed or priority <= self.refused:
             return 0
         rivals = sum(self.by_class[priority:])
         return max(0, min(self.slots - rivals, self.slots + self.reserve_slots - sum(self.by_class)))

@@ -43,7 +43,7 @@ class Limits:
     max_jobs: int = 100_000
     max_bytes: int = 1 << 30  # of live job bodies
     max_tenant_jobs: int = 50_000
-    max_crashes: int = 3  # the crash that makes a job `dead`
+    max_crashes: int = 3  # from this crash on, one that it had alone makes a job `dead`
     result_ttl_s: int = 600
     stream_cap: int = 10_000  # entries of one event stream
     mail_cap: int = 20_000  # entries of one mailbox
@@ -145,7 +145,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """A job given back to its queues, with its old score. `crashed` counts a crash (and may make it `dead`)."""
+    """A job given back to its queues, with its old score. `crashed` counts a crash."""
 
     id: str
     token: str
@@ -154,6 +154,7 @@ class Requeue:
     burn: bool = False  # the attempt counts (attempt + 1) although nothing crashed: a retryable error
     delay_ms: int = 0
     reroute: bool = False  # back to ingress instead of ready
+    alone: bool = False  # with `crashed`: no other job was in that worker; only such a crash may make it `dead`
 
 
 @dataclass(frozen=True, slots=True)

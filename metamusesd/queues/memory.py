@@ -118,7 +118,10 @@ class MemoryQueue:
         """See base.Queue and lua/claim.lua."""
         last_nonce, last_ids = self._claimed.get(owner, ("", []))
         if last_nonce == nonce:
-            return [self._report(job) for job in self._still_held(nonce, last_ids)]
+            held = list(self._still_held(nonce, last_ids))
+            for job in held:
+                job.lease_end_ms = self._store.now_ms() + lease_ms
+            return [self._report(job) for job in held]
         for move in routed:
             self._route(move)
         taken: list[Job] = []
@@ -209,8 +212,8 @@ class MemoryQueue:
         job.state, job.token, job.owner, job.queue = "running", token, owner, queue
         job.claimed_ms = self._store.now_ms()
         job.lease_end_ms = job.claimed_ms + lease_ms
-        job.started = queue != INGRESS
-        if job.started:
+        if queue != INGRESS and not job.started:
+            job.started = True
             self._store.emit(job, "started")
 
     def _report(self, job: Job) -> Claim:
@@ -234,7 +237,7 @@ class MemoryQueue:
             return verdict
         if self._store.overdue(job):
             return Verdict.EXPIRED
-        if piece.offset > job.written:
+        if piece.text and piece.offset > job.written:
             return Verdict.LOST
         fresh = piece.text[job.written - piece.offset :]
         if fresh:
@@ -257,12 +260,13 @@ class MemoryQueue:
             before = ended and (ended.back == back.token or (ended.state == "dead" and ended.token == back.token))
             return Verdict.OK if before and ended and ended.state not in ("cancelled", "expired") else verdict
         job.crashes += back.crashed
-        if back.crashed and job.crashes >= self._store.limits.max_crashes:
+        if back.crashed and back.alone and job.crashes >= self._store.limits.max_crashes:
             self._store.fail(job, "dead")
             return Verdict.OK
-        job.attempt += back.crashed or back.burn
+        burnt = back.crashed or back.burn
+        job.attempt += burnt
         job.tiers = () if back.reroute else job.tiers
-        self._store.give_back(job, back.reason, back.delay_ms)
+        self._store.give_back(job, back.reason, back.delay_ms, burnt)
         return Verdict.OK
 
     def _release(self, job: Job, reason: str, requeued: list[str], expired: list[str]) -> None:

@@ -160,10 +160,10 @@ class Store:
         result = Result(request_id=job.submission.id, state=state, attempt=job.attempt, error=error)
         self.finish(job, state, encode_result(result))
 
-    def give_back(self, job: Job, reason: str, delay_ms: int = 0) -> None:
-        job.back, job.written = job.token, 0
-        if job.started:
-            job.started = False
+    def give_back(self, job: Job, reason: str, delay_ms: int = 0, burnt: bool = False) -> None:
+        job.back = job.token
+        if job.started and (burnt or job.written):
+            job.started, job.written = False, 0
             self.emit(job, "restarted", data=reason.encode())
         if delay_ms > 0:
             job.state, job.token, job.owner, job.due_ms = "delayed", "", "", self.now_ms() + delay_ms

@@ -224,7 +224,8 @@ def _pack_settlement(end: Settlement) -> Sequence[Argument]:
 
 
 def _pack_requeue(job: Requeue) -> Sequence[Argument]:
-    return job.id, job.token, job.reason, int(job.crashed), int(job.burn), job.delay_ms, int(job.reroute)
+    crashed = job.crashed + (job.crashed and job.alone)
+    return job.id, job.token, job.reason, crashed, int(job.burn), job.delay_ms, int(job.reroute)
 
 
 def _unpack_verdicts(reply: list[bytes]) -> list[Verdict]:

@@ -206,7 +206,8 @@ class Worker:
             elif made.prepared is not None:
                 self._engine.admit(made.prepared)
         except NoCapacity as error:
-            event = Refused(handle, error.message)
+            event = Refused(handle, error.code)
+            self._log.info("no room", job=made.order.id, problem=error.message)
         except MetamusesdError as error:
             event = Finished(handle, error=error.to_dict())
         if event is not None and self._held.pop(handle, 0):

@@ -294,6 +294,19 @@ async def test_a_claim_repeated_after_a_lost_reply(bench: Bench) -> None:
     assert ids(await bench.queue.claim(OWNER, "m", [Want(INGRESS, 9)], lease_ms=LEASE_MS)) == ["c", "d", "e"]
 
 
+async def test_a_repeated_claim_holds_its_jobs_again(bench: Bench) -> None:
+    """Redis was away for longer than the lease: the repeated claim gets its jobs with a new lease."""
+    await bench.submit("a")
+    (job,) = await bench.queue.claim(OWNER, "n", [Want(INGRESS, 1)], lease_ms=1)
+
+    async def doubted() -> bool:
+        return bool((await bench.queue.reap("host-b:1")).suspects)
+
+    await until(doubted)
+    assert await bench.queue.claim(OWNER, "n", [Want(INGRESS, 1)], lease_ms=LEASE_MS) == [job]
+    assert (await bench.queue.reap("host-b:1")).suspects == ()
+
+
 async def test_a_route_repeated_after_a_lost_reply(bench: Bench) -> None:
     """A routed job whose move was made already is left where it is."""
     await bench.submit("a")
@@ -399,6 +412,27 @@ async def test_a_restart_is_told(bench: Bench) -> None:
     assert [(event.id, event.kind, event.text, event.data) for event in mailed] == [
         (event.id, event.kind, event.text, event.data) for event in events
     ]
+
+
+async def test_a_give_back_that_nobody_read_is_silent(bench: Bench) -> None:
+    """Given back unburnt before any text: no `restarted`, and no second `started`; after text, one of each."""
+    job = await bench.run()
+    for _ in range(3):
+        await bench.queue.requeue([Requeue("a", job.token, "no_capacity")])
+        (job,) = await bench.claim("fast")
+    await bench.queue.append([Append("a", job.token, 0, "abc", 1)])
+    await bench.queue.requeue([Requeue("a", job.token, "drain")])
+    (job,) = await bench.claim("fast")
+    await bench.queue.requeue([Requeue("a", job.token, "no_capacity")])
+    await bench.claim("fast")
+    kinds = [event.kind for event in await bench.queue.events("a")]
+    assert kinds == ["started", "token", "restarted", "started"]
+
+
+async def test_a_question_is_no_gap(bench: Bench) -> None:
+    """An append without text asks for the verdict, wherever the writer believes that the stream is."""
+    job = await bench.run()
+    assert await bench.queue.append([Append("a", job.token, 7, "", 0)]) == [OK]
 
 
 async def test_a_job_without_a_stream_says_only_its_end(bench: Bench) -> None:
@@ -580,12 +614,24 @@ async def test_dead_after_crashes(bench: Bench) -> None:
             token = job.token
         else:
             token = (await current_token(bench)) or ""
-        assert await bench.queue.requeue([Requeue("a", token, "segfault", crashed=True)]) == [OK]
+        assert await bench.queue.requeue([Requeue("a", token, "segfault", crashed=True, alone=True)]) == [OK]
     view = await bench.queue.view("a")
     assert view and (view.state, view.crashes, view.attempt, view.body) == ("dead", 3, 3, b"{}")
     assert await bench.claim("fast") == []
     assert (await bench.queue.mail("box"))[-1].kind == "dead"
-    assert await bench.queue.requeue([Requeue("a", token, "segfault", crashed=True)]) == [OK]
+    assert await bench.queue.requeue([Requeue("a", token, "segfault", crashed=True, alone=True)]) == [OK]
+
+
+async def test_only_a_crash_alone_quarantines(bench: Bench) -> None:
+    """However often workers died under a job among neighbours, it is not dead; after a crash alone it is."""
+    job = await bench.run()
+    for attempt in range(2, 7):
+        assert await bench.queue.requeue([Requeue("a", job.token, "segfault", crashed=True)]) == [OK]
+        (job,) = await bench.claim("fast")
+        assert (job.crashes, job.attempt) == (attempt - 1, attempt)
+    assert await bench.queue.requeue([Requeue("a", job.token, "segfault", crashed=True, alone=True)]) == [OK]
+    view = await bench.queue.view("a")
+    assert view and (view.state, view.attempt) == ("dead", 6)
 
 
 async def current_token(bench: Bench) -> str | None:

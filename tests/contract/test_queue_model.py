@@ -103,7 +103,7 @@ class Replay:
         return await self.queue.settle([Settlement(*self.token(age), state, b"{}")])
 
     async def _requeue(self, age: int, crashed: bool, burn: bool, delay_ms: int, reroute: bool) -> object:
-        return await self.queue.requeue([Requeue(*self.token(age), "why", crashed, burn, delay_ms, reroute)])
+        return await self.queue.requeue([Requeue(*self.token(age), "why", crashed, burn, delay_ms, reroute, burn)])
 
     async def _renew(self, age: int) -> object:
         return await self.queue.renew([self.token(age)], lease_ms=LEASE_MS)

@@ -255,7 +255,7 @@ async def test_the_dead_are_capped(queue: RedisQueue, door: RedisDoor) -> None:
     for n in range(3):
         await queue.submit([job("a")])
         (claim,) = await queue.claim("h:1", f"n{n}", [Want(INGRESS, 1)], lease_ms=1000)
-        await queue.requeue([Requeue("a", claim.token, "x", crashed=True)])
+        await queue.requeue([Requeue("a", claim.token, "x", crashed=True, alone=True)])
     assert await door.ask("ZCARD", "{metamuse}:dead") == 10_000
 
 

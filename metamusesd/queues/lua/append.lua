@@ -35,8 +35,8 @@ local function append(id, token, offset, chars, tokens, text)
   if not holds then return verdict end
   if overdue(job) then return 'expired' end
   local written, first, last = tonumber(job.written), tonumber(offset), offset + chars
-  if first > written then return 'lost' end
   if chars == '0' or last <= written then return 'ok' end
+  if first > written then return 'lost' end
   call('HSET', key_of(id), 'written', last)
   emit(id, job, 'kind', 'token', 'attempt', job.attempt, 'offset', written, 'text', drop(text, written - first),
        'tokens', tokens)

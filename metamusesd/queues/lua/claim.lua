@@ -10,6 +10,7 @@
 -- get the same jobs again; so an owner has one claim under way at a time. Routed jobs whose token is old are left alone.
 
 local HEAD, SKIPS = 7, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
+local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local reply, taken_ids, fetched = {}, {}, {}
 
@@ -47,7 +48,10 @@ local function repeated()
   for id in string.gmatch(string.sub(last, #nonce + 2), '%S+') do
     i = i + 1
     local job = fetch(id)
-    if job and job.state == 'running' and job.token == nonce .. ':' .. i then report(id, job) end
+    if job and job.state == 'running' and job.token == nonce .. ':' .. i then
+      call('ZADD', p .. ':leases', now + lease_ms, id) -- Redis may have been away for longer than the lease
+      report(id, job)
+    end
   end
   return true
 end
@@ -64,10 +68,12 @@ local function take(id, job, queue)
   take_out(id, job)
   taken_ids[#taken_ids + 1] = id
   job.state, job.token, job.queue, job.more[4] = 'running', nonce .. ':' .. #taken_ids, queue, format('%.0f', now)
-  call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed', now,
-       'started', queue == 'ingress' and '0' or '1')
+  call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed', now)
   call('ZADD', p .. ':leases', now + lease_ms, id)
-  if queue ~= 'ingress' then emit(id, job, 'kind', 'started', 'attempt', job.attempt) end
+  if queue ~= 'ingress' and job.started ~= '1' then
+    call('HSET', key_of(id), 'started', '1')
+    emit(id, job, 'kind', 'started', 'attempt', job.attempt)
+  end
   report(id, job)
 end
 
@@ -111,7 +117,7 @@ for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   end
 end
 if #taken_ids > 0 then
-  call('SET', p .. ':claimed:' .. owner, nonce .. ' ' .. table.concat(taken_ids, ' '), 'PX', lease_ms)
+  call('SET', p .. ':claimed:' .. owner, nonce .. ' ' .. table.concat(taken_ids, ' '), 'PX', REPEAT_MS)
 end
 close()
 return reply

@@ -176,11 +176,15 @@ local function expire(id, job)
   finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
 end
 
--- Gives a job that stands nowhere back to its queues, or to `delayed`; readers of its stream start again.
-local function give_back(id, job, reason, delay_ms)
+-- Gives a job that stands nowhere back to its queues, or to `delayed`. Readers of its stream start again; when they
+-- have read no text and the attempt does not count (`burnt`), they hear nothing, and nothing at the next claim either.
+local function give_back(id, job, reason, delay_ms, burnt)
   call('HSET', key_of(id), 'attempt', job.attempt, 'crashes', job.crashes, 'tiers', job.tiers, 'back', job.token,
-       'reason', reason, 'started', '0', 'written', '0')
-  if job.started == '1' then emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', reason) end
+       'reason', reason)
+  if job.started == '1' and (burnt or job.written ~= '0') then
+    call('HSET', key_of(id), 'started', '0', 'written', '0')
+    emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', reason)
+  end
   if delay_ms > 0 then
     call('HSET', key_of(id), 'state', 'delayed', 'token', '', 'owner', '')
     call('ZADD', p .. ':delayed', now + delay_ms, id)

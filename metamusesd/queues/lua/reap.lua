@@ -22,7 +22,7 @@ local function release(id, job, reason)
     finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
     expired[#expired + 1] = id
   else
-    give_back(id, job, reason, 0)
+    give_back(id, job, reason, 0, false)
     requeued[#requeued + 1] = id
   end
 end

@@ -2,10 +2,11 @@
 --
 -- KEYS  p
 -- ARGV  result_ttl_s stream_cap mail_cap max_crashes, then for each job:
---       id token reason crashed(0|1) burn(0|1) delay_ms reroute(0|1)
+--       id token reason crashed(0|1|2) burn(0|1) delay_ms reroute(0|1)
 -- reply for each job: ok (given back, or `dead` by its last crash, now or by the same call before) | cancelled | expired | lost
 --
 -- `crashed` counts a crash and an attempt, `burn` an attempt; neither: the job runs again as if it had not been claimed.
+-- 2 says that the job was alone in the worker that crashed: only such a crash can make it `dead`, from max_crashes on.
 
 local WIDTH, HEAD = 7, 4
 
@@ -14,6 +15,7 @@ local function check()
     return invalid('arguments', 'do not add up', 'see the head of requeue.lua')
   end
   for a = HEAD, #ARGV - 1, WIDTH do
+    if not string.match(ARGV[a + 4], '^[012]$') then return invalid('crashed', 'not 0 to 2', 'give 0, 1 or 2') end
     if not string.match(ARGV[a + 6], '^%d+$') then return invalid('delay_ms', 'not a number', 'give 0 or more') end
   end
 end
@@ -34,15 +36,15 @@ local function requeue(id, token, reason, crashed, burn, delay_ms, reroute)
     return before and not (job.state == 'cancelled' or job.state == 'expired') and 'ok' or verdict
   end
   take_out(id, job)
-  if crashed == '1' then job.crashes = job.crashes + 1 end
-  if crashed == '1' or burn == '1' then job.attempt = job.attempt + 1 end
+  local burnt = crashed ~= '0' or burn == '1'
+  if crashed ~= '0' then job.crashes = job.crashes + 1 end
   if reroute == '1' then job.tiers = '' end
-  if crashed == '1' and job.crashes >= tonumber(ARGV[4]) then
-    job.attempt = job.attempt - 1
+  if crashed == '2' and job.crashes >= tonumber(ARGV[4]) then
     call('HSET', key_of(id), 'crashes', job.crashes, 'reason', reason)
     bury(id, job)
   else
-    give_back(id, job, reason, tonumber(delay_ms))
+    if burnt then job.attempt = job.attempt + 1 end
+    give_back(id, job, reason, tonumber(delay_ms), burnt)
   end
   return 'ok'
 end

@@ -41,9 +41,10 @@ def test_room(by_class: list[int], priority: int, room: int) -> None:
 
 
 def test_a_closed_worker_has_no_room() -> None:
-    """A worker that is kept for one job, or that has just refused one, takes nobody."""
+    """A worker that is kept for one job takes nobody; one that has refused a class takes only higher ones."""
     assert WorkerLoad(2, 1, closed=True).room(CRITICAL) == 0
-    assert WorkerLoad(2, 1, paused=True).room(CRITICAL) == 0
+    assert WorkerLoad(2, 1, refused=HIGH).room(HIGH) == 0
+    assert WorkerLoad(2, 1, refused=HIGH).room(CRITICAL) == 2
 
 
 def test_wants_of_an_idle_worker() -> None:

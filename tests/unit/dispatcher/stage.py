@@ -1,0 +1,137 @@
+"""A dispatcher on the memory queue, with workers played by the test at the other end of real pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from typing import Any
+
+from metamusesd.board import Board
+from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.dispatcher.router import TierView
+from metamusesd.errors import QueueUnavailable
+from metamusesd.job import Result, decode_result
+from metamusesd.log import get_logger
+from metamusesd.queues.base import JobEvent, Submission, Verdict
+from metamusesd.queues.memory import MemoryQueue
+from metamusesd.wire import Frame, FrameReader, Generate, Hello, encode
+
+EPOCHS = itertools.count(1)
+IDS = (f"job-{n}" for n in itertools.count())
+
+
+class Fragile(MemoryQueue):
+    """A memory queue that can be away."""
+
+    away = False
+    full = False  # text is refused, ends are taken
+
+    async def append(self, pieces: Any) -> list[Verdict]:
+        if self.away or self.full:
+            raise QueueUnavailable
+        return await super().append(pieces)
+
+    async def settle(self, ends: Any) -> list[Verdict]:
+        if self.away:
+            raise QueueUnavailable
+        return await super().settle(ends)
+
+
+class PlayedWorker:
+    """The worker's end of a pipe, in the hands of a test."""
+
+    def __init__(self, sock: socket.socket, epoch: int, slots: int) -> None:
+        self._sock, self.epoch, self.slots = sock, epoch, slots
+        self._frames: asyncio.Queue[tuple[Frame, Any]] = asyncio.Queue()
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        loop, reader = asyncio.get_running_loop(), FrameReader(self.epoch)
+        while data := await loop.sock_recv(self._sock, 65536):
+            for frame in reader.feed(data):
+                self._frames.put_nowait(frame)
+
+    async def send(self, frame: Frame, payload: Any) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._sock, encode(frame, self.epoch, payload))
+
+    async def hello(self, tier: str, context: int) -> None:
+        await self.send(Frame.HELLO, Hello(f"{tier}-0", tier, "m", "sha256:1", "echo", context, self.slots, 0))
+
+    async def orders(self, count: int = 1) -> list[Generate]:
+        """The next orders, from as many frames as it takes."""
+        found: list[Generate] = []
+        while len(found) < count:
+            frame, payload = await asyncio.wait_for(self._frames.get(), 5)
+            assert frame is Frame.GENERATE
+            found += payload
+        return found
+
+    async def cancels(self) -> list[int]:
+        frame, payload = await asyncio.wait_for(self._frames.get(), 5)
+        assert frame is Frame.CANCEL
+        return list(payload)
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        self._sock.close()
+
+
+class Stage:
+    """A dispatcher at work and what a test needs around it."""
+
+    def __init__(self) -> None:
+        self.queue, self.board = Fragile(), Board(2)
+        tiers = [TierView("fast", "m"), TierView("heavy", "h")]
+        self.dispatcher = Dispatcher(self.queue, self.board, tiers, "host:1", get_logger("test"))
+        self.workers: list[PlayedWorker] = []
+        loop = asyncio.get_running_loop()
+        works = (self.dispatcher.pump.run(), self.dispatcher.pump.watch(), self.dispatcher.outbox.run())
+        self.tasks = [loop.create_task(work) for work in works]
+
+    async def worker(self, slots: int = 4, row: int = 0, tier: str = "fast", context: int = 4096) -> PlayedWorker:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        worker = PlayedWorker(ours, next(EPOCHS), slots)
+        self.workers.append(worker)
+        await self.dispatcher.fleet.connect(row, worker.epoch, f"{tier}-{row}", tier, theirs.detach())
+        await worker.hello(tier, context)
+        return worker
+
+    async def submit(self, body: bytes = b'{"user_query":"hi"}', priority: int = 1, **more: Any) -> str:
+        id = next(IDS)
+        await self.queue.submit([Submission(id, body, id, priority, **more)])
+        return id
+
+    async def ended(self, id: str) -> Result:
+        async with asyncio.timeout(5):
+            while (raw := await self.queue.result(id)) is None:
+                await asyncio.sleep(0)
+        return decode_result(raw)
+
+    async def state(self, id: str, wanted: str) -> None:
+        async with asyncio.timeout(5):
+            while (view := await self.queue.view(id)) is None or view.state != wanted:
+                await asyncio.sleep(0)
+
+    async def texts(self, id: str) -> list[JobEvent]:
+        return [event for event in await self.queue.events(id) if event.kind == "token"]
+
+    async def kinds(self, id: str) -> list[tuple[str, int]]:
+        """What the job's stream says: (kind, attempt) of every event."""
+        return [(event.kind, event.attempt) for event in await self.queue.events(id)]
+
+    async def die(self, worker: PlayedWorker, row: int = 0) -> None:
+        """The worker crashes, and the supervisor says so."""
+        await worker.close()
+        self.workers.remove(worker)
+        self.dispatcher.fleet.unlink(row, worker.epoch, -11, False)
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+        for worker in self.workers:
+            await worker.close()
+        await asyncio.sleep(0)
