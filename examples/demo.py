@@ -139,7 +139,7 @@ async def _run_jobs(config: Config, show: Show) -> tuple[list[tuple[InferenceReq
     """Submit all at once, follow all, kill one worker on the way."""
     requests = prompts()
     half_way = Milestone(KILL_AT * sum(request.params.max_tokens or 0 for request in requests))
-    async with Client(config.redis_url, config.redis.prefix) as client, asyncio.timeout(DONE_WITHIN_S):
+    async with Client.from_config(config) as client, asyncio.timeout(DONE_WITHIN_S):
         begun_s = time.monotonic()
         await asyncio.gather(*(client.submit(request) for request in requests))
         show.note(

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
+import math
 import uuid
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,6 @@ from metamusesd.errors import InvalidRequest
 from metamusesd.tiers import TIERS
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-MAX_JSON_DEPTH = 64
 MAX_OUTPUT_TOKENS = 131_072
 
 
@@ -89,7 +90,7 @@ class Params(_Plain, frozen=True):
     top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None  # 0: no limit
     min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
-    repeat_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] | None = None
+    repeat_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=10.0)] | None = None
     presence_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] | None = None
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)] | None = None
@@ -144,7 +145,7 @@ class InferenceRequest(_Plain, frozen=True):
         return parse_priority(self.priority)
 
 
-class Route(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Route(msgspec.Struct, frozen=True, kw_only=True):
     """What the router decided: the acceptable tiers, best first, and why."""
 
     tiers: tuple[str, ...]
@@ -173,8 +174,11 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float = 0.0
 
 
-class Result(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How a job ended. `state` is terminal; `error` is set unless it is `done`. Unknown fields are ignored."""
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job ended. `state` is terminal; `error` is set unless it is `done`.
+
+    All fields stand on the wire, for readers that do not know our defaults. Unknown fields are ignored.
+    """
 
     request_id: str
     state: str = "done"
@@ -199,7 +203,7 @@ def parse_priority(value: int | str) -> Priority:
     """`value` (a name in any case, 0…3, or such a number as text) as a Priority, or InvalidRequest."""
     try:
         text = str(value).strip().upper()
-        return Priority(int(text)) if text.isdecimal() else Priority[text]
+        return Priority(int(text)) if text.isascii() and text.isdecimal() else Priority[text]
     except (KeyError, ValueError):
         raise InvalidRequest(
             "priority", f"{value!r} is no priority", "use low, normal, high, critical or 0 to 3"
@@ -225,40 +229,88 @@ def parse_request(body: bytes | str | dict[str, Any] | InferenceRequest) -> Infe
 
 def _decode(body: bytes | str | dict[str, Any] | InferenceRequest) -> InferenceRequest:
     try:
-        if isinstance(body, InferenceRequest):
-            body = encode_request(body)
-        elif isinstance(body, dict):
-            body = msgspec.json.encode(body)
-        elif isinstance(body, str):
-            body = body.encode()
-    except (UnicodeEncodeError, TypeError, RecursionError) as error:
-        raise InvalidRequest("body", f"it is not JSON: {error}", "send plain JSON values in UTF-8") from error
-    if len(body) > MAX_BODY_BYTES:
-        raise InvalidRequest("body", f"{len(body)} bytes long", f"send at most {MAX_BODY_BYTES} bytes")
+        raw = _encode(body)
+    except (UnicodeEncodeError, TypeError, RecursionError, OverflowError) as error:
+        raise _no_json(body, error) from error
+    if len(raw) > MAX_BODY_BYTES:
+        raise InvalidRequest("body", f"{len(raw)} bytes long", f"send at most {MAX_BODY_BYTES} bytes")
     try:
-        return _REQUEST.decode(body)
+        return _REQUEST.decode(raw)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest("body", f"it is not JSON: {error}", "send one JSON object in UTF-8") from error
+        raise _no_json(raw, error) from error
+
+
+def _encode(body: bytes | str | dict[str, Any] | InferenceRequest) -> bytes:
+    if isinstance(body, InferenceRequest | dict):
+        _check_numbers(body.params if isinstance(body, InferenceRequest) else body.get("params"))
+        return _JSON.encode(body)
+    return body.encode() if isinstance(body, str) else body
+
+
+def _check_numbers(params: object) -> None:
+    """JSON knows no NaN and no infinity: the encoder writes null for them, and null means the default."""
+    if isinstance(params, Params):
+        params = {name: getattr(params, name) for name in _FRACTIONS}
+    for name, value in params.items() if isinstance(params, dict) else ():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(f"params.{name}", f"{value} is no number", "give a finite number, or leave it out")
+
+
+def _no_json(body: object, error: Exception) -> InvalidRequest:
+    """Say what is wrong with a body that is no JSON for us; a lone surrogate by the field that holds it."""
+    if isinstance(error, RecursionError):
+        return InvalidRequest("body", "it nests too deep to be read", "send a flatter JSON object")
+    if field := _lone_surrogate(body):
+        return InvalidRequest(field, "contains a lone surrogate, half a character", "send whole characters in UTF-8")
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest("body", f"it is not valid UTF-8: {error.reason}", "send one JSON object in UTF-8")
+    if isinstance(error, TypeError | OverflowError):
+        return InvalidRequest("body", f"it is not JSON: {error}", "send plain JSON values")
+    return InvalidRequest("body", f"it is not JSON: {error}", "send one JSON object in UTF-8")
+
+
+def _lone_surrogate(body: object) -> str:
+    """The field whose text (or whose own name) cannot be encoded; empty if there is none, or none can be found."""
+    try:
+        todo = [("", json.loads(body) if isinstance(body, bytes | str) else msgspec.to_builtins(body))]
+    except (ValueError, TypeError, RecursionError):
+        return ""
+    while todo:
+        place, value = todo.pop()
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            return place.lstrip(".").encode("ascii", "replace").decode()[:200] or "body"
+        if isinstance(value, dict):
+            todo += [(f"{place}.{name}", pair) for name, inner in value.items() for pair in (name, inner)]
+        elif isinstance(value, list):
+            todo += [(f"{place}[{index}]", inner) for index, inner in enumerate(value)]
+    return ""
 
 
 def _explain(text: str) -> InvalidRequest:
     """Turn msgspec's "Expected `int`, got `str` - at `$.params.seed`" into field, problem, remedy."""
     problem, _, place = text.partition(" - at `$")
     field = place.rstrip("`").lstrip(".").replace("[...]", "[]") or "body"
-    if problem.startswith("Object contains unknown field"):
+    if problem.startswith(("Object contains unknown field", "Object missing required field")):
         name = problem.split("`")[1]
-        return InvalidRequest(
-            name if field == "body" else f"{field}.{name}", "unknown field", "remove it or correct its name"
-        )
-    if problem.startswith("Object missing required field"):
-        name = problem.split("`")[1]
-        return InvalidRequest(name if field == "body" else f"{field}.{name}", "missing", "give it")
+        whole = name if field == "body" else f"{field}.{name}"
+        if "unknown" in problem:
+            return InvalidRequest(whole, "unknown field", "remove it or correct its name")
+        return InvalidRequest(whole, "missing", "give it")
+    remedy = _CHOICES.get(field.rpartition(".")[2], "an allowed value")
     if problem.startswith("Expected"):
-        wanted = problem.removeprefix("Expected ").split(", got")[0]
-        return InvalidRequest(field, problem[0].lower() + problem[1:], f"give {wanted}")
-    return InvalidRequest(field, problem[0].lower() + problem[1:], "give an allowed value")
+        remedy = _wanted(problem.removeprefix("Expected ").split(", got")[0])
+    return InvalidRequest(field, (problem[0].lower() + problem[1:]).replace("`", ""), f"give {remedy}")
+
+
+def _wanted(kind: str) -> str:
+    """msgspec's words for what it expected, in plain ones."""
+    for pattern, words in _PATTERNS.items():
+        if pattern in kind:
+            return words
+    names, _, bound = kind.lstrip("`").partition("`")
+    return " or ".join(_KINDS.get(name, name) for name in names.split(" | ")) + bound
 
 
 def _check_texts(request: InferenceRequest) -> None:
@@ -311,6 +363,19 @@ def decode_route(raw: bytes) -> Route:
     return _ROUTE.decode(raw)
 
 
+_FRACTIONS = tuple(name for name, kind in Params.__annotations__.items() if "float" in kind and "dict" not in kind)
+_KINDS = {"int": "an integer", "str": "a text", "float": "a number", "array": "a list", "object": "an object",
+          "bool": "true or false"}  # fmt: skip
+_CHOICES = {
+    "role": "system, user, assistant or tool",
+    "scope": "auto, tenant, muse or user",
+    "on_restart": "restart or fail",
+    "truncate": "never or oldest",
+}
+_PATTERNS = {
+    "[A-Za-z0-9_.:-]{1,128}": "1 to 128 of A-Z a-z 0-9 _ . : -",
+    "[A-Za-z0-9_.-]{1,64}": "1 to 64 of A-Z a-z 0-9 _ . -",
+}
 _JSON = msgspec.json.Encoder()
 _REQUEST = msgspec.json.Decoder(InferenceRequest)
 _RESULT = msgspec.json.Decoder(Result)

@@ -53,7 +53,11 @@ class Client:
     @classmethod
     def from_env(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
         """A client for the configured queue: the file, overridden by REDIS_URL, REDIS_QUEUE_PREFIX and the others."""
-        loaded = config.load(path, environ)
+        return cls.from_config(config.load(path, environ))
+
+    @classmethod
+    def from_config(cls, loaded: config.Config) -> Self:
+        """A client for the queue of a configuration that is loaded already, with its bounds."""
         return cls(loaded.redis_url, loaded.redis.prefix, limits=_limits(loaded.queue))
 
     async def __aenter__(self) -> Self:

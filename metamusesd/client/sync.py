@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from metamusesd.client.client import SUBMIT_TIMEOUT_S, Client, Request
+from metamusesd.config import Config
 from metamusesd.job import Result
 from metamusesd.queues.base import JobEvent, JobView, Queue, Receipt
 
@@ -33,6 +34,13 @@ class SyncClient:
         """As Client."""
         self = cls.__new__(cls)
         self._begin(lambda: Client.from_env(path, environ))
+        return self
+
+    @classmethod
+    def from_config(cls, loaded: Config) -> Self:
+        """As Client."""
+        self = cls.__new__(cls)
+        self._begin(lambda: Client.from_config(loaded))
         return self
 
     def _begin(self, make: Callable[[], Client]) -> None:

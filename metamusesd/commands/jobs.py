@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from metamusesd.job import (
     encode_result,
     parse_request,
 )
-from metamusesd.queues.base import JobEvent, Limits
+from metamusesd.queues.base import JobEvent
 
 
 def add_submit(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,9 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--ignore-eos", action="store_true", help="go on until --max-tokens; for measurements")
     parser.add_argument("--json-schema", metavar="FILE", help="the answer must be JSON of this schema")
-    parser.add_argument("--deadline", type=float, metavar="S", help="give up unless it is done within so many seconds")
+    parser.add_argument(
+        "--deadline", type=_seconds, metavar="S", help="give up unless it is done within so many seconds"
+    )
     parser.add_argument("--id", help="the job's id; the same id twice is one job")
     parser.add_argument("--tenant", metavar="NAME", help="whose job it is")
     parser.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
@@ -62,7 +65,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, and nothing else")
     parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
     parser.add_argument(
-        "--timeout", type=float, metavar="S", help="stop waiting after so many seconds; the job goes on"
+        "--timeout", type=_seconds, metavar="S", help="stop waiting after so many seconds; the job goes on"
     )
 
 
@@ -70,22 +73,38 @@ def submit(args: argparse.Namespace) -> int:
     """Validate, submit, and print what comes back."""
     config = cli.configuration(args)
     request = parse_request(_body(args))
-    return _run(_submit(config, request, args))
+    return _run(config, lambda client: _submit(client, request, args))
 
 
 def watch(args: argparse.Namespace) -> int:
     """Print a job's answer from its beginning."""
-    return _run(_watch(cli.configuration(args), args))
+    return _run(cli.configuration(args), lambda client: _follow(client, args.id, args))
 
 
 def cancel(args: argparse.Namespace) -> int:
     """Settle jobs as cancelled; exit 66 when one of them does not exist."""
-    return _run(_cancel(cli.configuration(args), args.ids))
+    return _run(cli.configuration(args), lambda client: _cancel(client, args.ids))
 
 
-def _run(work: Coroutine[Any, Any, int]) -> int:
+def _run(config: Config, work: Callable[[Client], Awaitable[int]]) -> int:
+    """Work as a producer of the configured queue. An embedded Redis lives with its daemon: DaemonAway at once."""
+    if config.redis.url == EMBEDDED:
+        health.require(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated submit cancels its job as well
-    return asyncio.run(work)
+    return asyncio.run(_with_client(config, work))
+
+
+async def _with_client(config: Config, work: Callable[[Client], Awaitable[int]]) -> int:
+    async with Client.from_config(config) as client:
+        return await work(client)
+
+
+def _seconds(text: str) -> float:
+    """For argparse: a time that has an end."""
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
 
 
 def _body(args: argparse.Namespace) -> dict[str, Any]:
@@ -149,43 +168,21 @@ def _decoded(raw: bytes, field: str, source: str) -> str:
         raise InvalidRequest(field, f"{source} is not UTF-8: {error.reason}", "send text in UTF-8") from error
 
 
-def _client(config: Config) -> Client:
-    """A producer of the configured queue. An embedded Redis lives with its daemon: DaemonAway says so at once."""
-    if config.redis.url == EMBEDDED:
-        health.require(config)
-    bounds = config.queue
-    limits = Limits(
-        max_jobs=bounds.max_jobs,
-        max_bytes=bounds.max_bytes,
-        max_tenant_jobs=bounds.max_tenant_jobs,
-        max_crashes=bounds.max_crashes,
-        result_ttl_s=bounds.result_ttl_s,
-    )
-    return Client(config.redis_url, config.redis.prefix, limits=limits)
+async def _submit(client: Client, request: InferenceRequest, args: argparse.Namespace) -> int:
+    receipt = await client.submit(request, watch=not args.no_wait)
+    if args.no_wait:
+        print(json.dumps({"id": receipt.id, "state": receipt.state}) if args.json else receipt.id)
+        return 0
+    try:
+        return await _follow(client, receipt.id, args)
+    except (asyncio.CancelledError, BrokenPipeError):  # Ctrl-C, or whoever read the answer has left
+        state = await client.cancel(receipt.id)
+        cli.complain(f"job {receipt.id}: {state}")
+        raise
 
 
-async def _submit(config: Config, request: InferenceRequest, args: argparse.Namespace) -> int:
-    async with _client(config) as client:
-        receipt = await client.submit(request, watch=not args.no_wait)
-        if args.no_wait:
-            print(json.dumps({"id": receipt.id, "state": receipt.state}) if args.json else receipt.id)
-            return 0
-        try:
-            return await _follow(client, receipt.id, args)
-        except (asyncio.CancelledError, BrokenPipeError):  # Ctrl-C, or whoever read the answer has left
-            state = await client.cancel(receipt.id)
-            cli.complain(f"job {receipt.id}: {state}")
-            raise
-
-
-async def _watch(config: Config, args: argparse.Namespace) -> int:
-    async with _client(config) as client:
-        return await _follow(client, args.id, args)
-
-
-async def _cancel(config: Config, ids: list[str]) -> int:
-    async with _client(config) as client:
-        states = [(id, await client.cancel(id)) for id in ids]
+async def _cancel(client: Client, ids: list[str]) -> int:
+    states = [(id, await client.cancel(id)) for id in ids]
     for id, state in states:
         print(f"{id}  {state}")
     return cli.EXIT_CODES["gone"] if any(state == "gone" for _, state in states) else 0
@@ -198,7 +195,7 @@ async def _follow(client: Client, id: str, args: argparse.Namespace) -> int:
     else:
         result = await _stream(client, id, args.timeout)
     if args.json:
-        print(json.dumps({"state": result.state} | json.loads(encode_result(result)), ensure_ascii=False))
+        print(encode_result(result).decode())
     elif args.no_stream and result.state == "done":
         print(result.content)
     if result.state == "done" and not args.json and sys.stderr.isatty():
@@ -208,25 +205,34 @@ async def _follow(client: Client, id: str, args: argparse.Namespace) -> int:
 
 async def _stream(client: Client, id: str, timeout_s: float | None) -> Result:
     """Text as it comes. A restart is said on standard error: the answer begins again from its first word."""
+    written = False
     try:
         async with asyncio.timeout(timeout_s):
             async for event in client.stream(id):
                 if event.kind == "token":
                     print(event.text, end="", flush=True)
+                    written = True
                 elif event.kind == "restarted":
-                    _say_restarted(event)
+                    _say_restarted(event, written)
+                    written = False
                 elif event.kind in TERMINAL:
-                    print(flush=True)
-                    return decode_result(event.data)
+                    result = decode_result(event.data)
+                    _end_line(written or result.state == "done")
+                    return result
     except TimeoutError:
+        _end_line(written)
         raise WaitTimeout(
             f"job {id} is not finished after {timeout_s:g} s; follow it with `metamusesd watch {id}`"
         ) from None
     raise JobGone(f"job {id} is not in the queue", id=id)
 
 
-def _say_restarted(event: JobEvent) -> None:
-    print(flush=True)
+def _end_line(begun: bool) -> None:
+    print(end="\n" if begun else "", flush=True)
+
+
+def _say_restarted(event: JobEvent, written: bool) -> None:
+    _end_line(written)
     reason = event.data.decode("utf-8", "replace").replace("_", " ") or "it was given back"
     line = f"── restarted (attempt {event.attempt}: {reason}); the answer begins again ──"
     print(f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)

@@ -138,6 +138,7 @@ def test_absent_daemon_is_said_with_the_remedy(command: list[str], tmp_path: Pat
         (["submit", "x", "--tier", "huge"], b"", "tier"),
         (["submit", "x", "--max-tokens", "0"], b"", "params.max_tokens"),
         (["submit", "x", "--temperature", "-1"], b"", "params.temperature"),
+        (["submit", "x", "--temperature", "nan"], b"", "params.temperature"),
         (["submit", "x", "--deadline", "0"], b"", "deadline_ms"),
         (["submit", "x", "--json-schema", "/none"], b"", "params.json_schema"),
         (["submit", "x", "--json-schema", "/dev/null"], b"", "params.json_schema"),
@@ -158,6 +159,14 @@ def test_wrong_command_line_is_2() -> None:
     assert run("fly").returncode == 2
     assert run("submit", "x", "--fly").returncode == 2
     assert run().returncode == 2
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon"])
+def test_a_time_without_an_end_is_a_wrong_command_line(text: str) -> None:
+    """`--deadline inf` and `--timeout nan` are refused by name, without a traceback."""
+    for option in ("--deadline", "--timeout"):
+        done = run("submit", "x", f"{option}={text}")
+        assert done.returncode == 2 and option in done.stderr and "Traceback" not in done.stderr
 
 
 def test_closed_output_is_no_traceback() -> None:

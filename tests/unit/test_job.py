@@ -11,6 +11,7 @@ from metamusesd.errors import InvalidRequest
 from metamusesd.job import (
     MAX_BODY_BYTES,
     InferenceRequest,
+    Params,
     Priority,
     Result,
     Route,
@@ -70,7 +71,7 @@ BAD: list[tuple[str, Any, str, str]] = [  # (case, body, field, a word of the re
     ("top_p zero", with_params(top_p=0), "params.top_p", "> 0"),
     ("top_p too large", with_params(top_p=1.01), "params.top_p", "<= 1"),
     ("min_p too large", with_params(min_p=2), "params.min_p", "<= 1"),
-    ("repeat_penalty zero", with_params(repeat_penalty=0), "params.repeat_penalty", "> 0"),
+    ("repeat_penalty zero", with_params(repeat_penalty=0), "params.repeat_penalty", ">= 0.01"),
     ("seed negative", with_params(seed=-1), "params.seed", ">= 0"),
     ("seed too large", with_params(seed=2**32), "params.seed", "<="),
     ("too many stops", with_params(stop=["x"] * 17), "params.stop", "16"),
@@ -81,14 +82,21 @@ BAD: list[tuple[str, Any, str, str]] = [  # (case, body, field, a word of the re
     ("empty grammar", with_params(grammar=""), "params.grammar", ">= 1"),
     ("huge grammar", with_params(grammar="x" * 65_537), "params.grammar", "65536"),
     ("grammar and schema", with_params(grammar='root ::= "a"', json_schema={}), "params.grammar", "one of the two"),
-    ("unknown role", {"messages": [{"role": "root", "content": "x"}]}, "messages[0].role", "value"),
+    ("unknown role", {"messages": [{"role": "root", "content": "x"}]}, "messages[0].role", "assistant or tool"),
     ("message without content", {"messages": [{"role": "user"}]}, "messages[0].content", "give it"),
     ("context of the wrong type", {**GOOD, "context": {"role": "user"}}, "context", "array"),
     ("NUL in the query", {"user_query": "a\0b"}, "user_query", "remove it"),
     ("NUL in the persona", {**GOOD, "persona": "a\0b"}, "persona", "remove it"),
     ("NUL in the context", {**GOOD, "context": [{"role": "user", "content": "\0"}]}, "context[].content", "remove it"),
-    ("lone surrogate", {"user_query": "a\ud800b"}, "body", "UTF-8"),
-    ("lone surrogate, escaped", b'{"user_query": "a\\ud800b"}', "body", ""),
+    ("lone surrogate", {"user_query": "a\ud800b"}, "user_query", "surrogate"),
+    ("lone surrogate, escaped", b'{"user_query": "a\\ud800b"}', "user_query", "surrogate"),
+    ("lone surrogate at the end", b'{"user_query": "x", "persona": "a\\ud800"}', "persona", "surrogate"),
+    ("lone surrogate in a stop", with_params(stop=["x", "\udc00"]), "params.stop[1]", "surrogate"),
+    ("lone surrogate in a name", {**GOOD, "\ud800": 1}, "?", "surrogate"),
+    ("NaN as a number", with_params(temperature=float("nan")), "params.temperature", "finite"),
+    ("infinity as a number", with_params(top_p=float("inf")), "params.top_p", "finite"),
+    ("priority in other digits", {**GOOD, "priority": "١"}, "priority", "0 to 3"),
+    ("repeat_penalty that divides by nothing", with_params(repeat_penalty=1e-300), "params.repeat_penalty", "0.01"),
     ("invalid UTF-8", b'{"user_query": "a\xff\xfeb"}', "body", "UTF-8"),
     ("overlong UTF-8", b'{"user_query": "\xc0\xaf"}', "body", "UTF-8"),
     ("100 MB", b'{"user_query": "' + b"x" * 100_000_000 + b'"}', "body", "at most"),
@@ -109,7 +117,7 @@ BAD: list[tuple[str, Any, str, str]] = [  # (case, body, field, a word of the re
     ("deadline zero", {**GOOD, "deadline_ms": 0}, "deadline_ms", ">= 1"),
     ("muse negative", {**GOOD, "muse_id": -1}, "muse_id", ">= 0"),
     ("address too long", {**GOOD, "user_address": "0x" * 200}, "user_address", "256"),
-    ("unknown restart rule", {**GOOD, "on_restart": "ignore"}, "on_restart", "value"),
+    ("unknown restart rule", {**GOOD, "on_restart": "ignore"}, "on_restart", "restart or fail"),
 ]
 
 
@@ -173,6 +181,21 @@ def test_every_request_object_is_validated_again() -> None:
         parse_request(InferenceRequest(user_query="x", tier="huge"))
     with pytest.raises(InvalidRequest):
         parse_request(InferenceRequest(user_query=3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_request_objects_with_no_number_are_refused(value: float) -> None:
+    """NaN and infinity are named, and not silently replaced by the default, which is what JSON's null would mean."""
+    with pytest.raises(InvalidRequest, match=r"params\.temperature"):
+        parse_request(InferenceRequest(user_query="x", params=Params(temperature=value)))
+
+
+def test_result_writes_all_its_fields() -> None:
+    """A reader that knows none of our defaults finds every field, also of what stands inside."""
+    route = Route(tiers=("fast",))
+    shown = json.loads(encode_result(Result(request_id="a", route=route)))
+    assert set(shown) == set(Result.__struct_fields__) and shown["state"] == "done" and shown["error"] is None
+    assert set(shown["route"]) == set(Route.__struct_fields__)
 
 
 def test_body_digest_ignores_id_and_creation_only() -> None:
