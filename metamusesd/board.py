@@ -31,9 +31,10 @@ METRIC_WORDS = 8192
 READ_TRIES = 64
 
 WORKER_FIELDS = (
-    "state", "phase", "epoch", "slots", "reserve_slots", "slots_used", "preempted", "queued_prompt_tokens", "kv_cells",
-    "kv_cells_used", "prefill_milli_rate", "decode_milli_rate", "steps", "last_step_ns", "step_ns", "generated_tokens",
-    "prompt_tokens", "jobs", "rss_bytes", "frames_received", "prefix_hits", "prefix_queries", "beat_ns",
+    "state", "loaded_permille", "epoch", "slots", "reserve_slots", "slots_used", "preempted", "queued_prompt_tokens",
+    "kv_cells", "kv_cells_used", "prefill_milli_rate", "decode_milli_rate", "steps", "last_step_ns", "step_ns",
+    "generated_tokens", "prompt_tokens", "jobs", "rss_bytes", "frames_received", "prefix_hits", "prefix_queries",
+    "beat_ns",
 )  # fmt: skip
 SLOT_FIELDS = ("pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit")
 DISPATCHER_FIELDS = (

@@ -67,8 +67,12 @@ def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:
     name = worker.get("name", "?")
     rate = worker.get("decode_tokens_s", 0.0) if measured is None else measured.get(name, 0.0)
     state = worker.get("status", "?")
+    loading = state == "starting"
     doing = f" {worker.get('state')}" if state == "ready" else ""
+    if loading:
+        used, slots = round(100 * worker.get("loaded", 0.0)), 100
     held = f"{used}/{slots}" + (f" (+{worker['preempted']} wait)" if worker.get("preempted") else "")
+    held = f"loading {used} %" if loading else held
     where = [f"gpu {gpu}" for gpu in worker.get("gpus", [])] or [screen.numbers(worker.get("cores", []))]
     return [
         name, coloured(state) + doing, str(worker.get("pid") or "-"), worker.get("model", ""), " ".join(where),

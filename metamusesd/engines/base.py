@@ -12,6 +12,7 @@ raised by `admit`, which changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ __all__ = [
     "Finished",
     "ModelInfo",
     "Prepared",
+    "Progress",
     "Task",
     "Token",
 ]
@@ -90,6 +92,7 @@ class Prepared:
     max_tokens: int
 
 
+Progress = Callable[[float], None]  # told how much of a model is loaded, 0 to 1
 Event = Token | Finished  # what a step yields; both travel to the dispatcher as they are, see wire.py
 
 

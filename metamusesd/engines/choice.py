@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from metamusesd.engines.base import Engine, EngineSpec
+from metamusesd.engines.base import Engine, EngineSpec, Progress
 from metamusesd.errors import ModelLoadFailed
 
 
-def make_engine(spec: EngineSpec) -> Engine:
+def make_engine(spec: EngineSpec, progress: Progress = lambda _: None) -> Engine:
     """Load. Blocks for as long as the model takes; raises ModelNotFound or ModelLoadFailed."""
     if spec.engine == "echo":
         from metamusesd.engines.echo import EchoEngine
@@ -16,7 +16,7 @@ def make_engine(spec: EngineSpec) -> Engine:
         from metamusesd.engines.llamacpp import load
 
         try:
-            return load(spec)
+            return load(spec, progress)
         except ImportError as error:
             raise ModelLoadFailed(f"engine llamacpp is not installed: {error}; install metamusesd[llamacpp]") from error
     raise ModelLoadFailed(f"there is no engine {spec.engine!r}; use llamacpp or echo")

@@ -22,9 +22,7 @@ from metamusesd.control import WorkerSpec
 from metamusesd.errors import ConfigError
 from metamusesd.supervisor.cpus import Cores
 
-CORE_BYTES_S = (
-    8e9  # what one core reads of a model's weights while it decodes: measured on small models, an estimate elsewhere
-)
+CORE_BYTES_S = 8e9  # of a model's weights that a core reads while it decodes: measured on small ones, else a guess
 
 
 @dataclass(slots=True)
@@ -82,6 +80,7 @@ class _Pool:
         self.free = [core.number for core in cores.usable][:limit]
         self.physical = {core.number for core in cores.usable if core.physical}
         self.total, self.quota = len(self.free), cores.quota
+        self._named: set[int] = set()
 
     def take(self, count: int) -> tuple[int, ...]:
         taken, self.free = self.free[:count], self.free[count:]
@@ -89,12 +88,15 @@ class _Pool:
 
     def claim(self, number: int) -> bool:
         """This very core. Under a quota it costs one of those that may be used, whichever it is."""
+        if number in self._named or not self.free:
+            return False
         if number in self.free:
             self.free.remove(number)
-        elif self.quota is not None and number in self.numbers and self.free:
+        elif self.quota is not None and number in self.numbers:
             self.free.pop()
         else:
             return False
+        self._named.add(number)
         return True
 
     @property

@@ -242,6 +242,7 @@ def _load(fields: dict[str, int]) -> dict[str, Any]:
     age_ms = max(0, time.monotonic_ns() - last_ns) // 1_000_000 if last_ns else None
     return {
         "state": WorkerState(state).name.lower() if state in WorkerState._value2member_map_ else "unknown",
+        "loaded": known.get("loaded_permille", 0) / 1000,
         "slots_used": known["slots_used"],
         "preempted": known["preempted"],
         "queued_prompt_tokens": known["queued_prompt_tokens"],

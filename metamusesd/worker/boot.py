@@ -23,7 +23,7 @@ from metamusesd.wire import Hello
 from metamusesd.worker.row import Row
 from metamusesd.worker.worker import Worker
 
-LOADING_BEAT_S = 0.5
+LOADING_BEAT_S = 0.2
 
 
 def main(birth: Birth) -> int:
@@ -86,16 +86,21 @@ def _gpu_layers(asked: int, has_gpu: bool) -> int:
 def _load(spec: EngineSpec, row: Row) -> Engine:
     """Load while a thread beats, so that a long load is not taken for a hang."""
     loaded = threading.Event()
+    share = 0.0
+
+    def progress(now: float) -> None:
+        nonlocal share
+        share = now
 
     def beat() -> None:
-        row.loading()
+        row.loading(share)
         while not loaded.wait(LOADING_BEAT_S):
-            row.loading()
+            row.loading(share)
 
     beating = threading.Thread(target=beat, name="loading-beat", daemon=True)
     beating.start()
     try:
-        return make_engine(spec)
+        return make_engine(spec, progress)
     finally:
         loaded.set()
         beating.join()

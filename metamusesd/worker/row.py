@@ -22,17 +22,20 @@ class Row:
         self._steps = 0
         self._rss_bytes = self._rss_ns = 0
 
-    def loading(self) -> None:
-        """The model is being loaded; call it now and then, so that loading is seen to go on."""
+    def loading(self, share: float) -> None:
+        """So much of the model, 0 to 1, is loaded; call it now and then, so that loading is seen to go on."""
         now_ns = time.monotonic_ns()
+        permille = int(1000 * min(1.0, max(0.0, share)))
         self._block.write(
-            state=WorkerState.LOADING, phase=WorkerState.LOADING, beat_ns=now_ns, rss_bytes=self._rss(now_ns)
+            state=WorkerState.LOADING, loaded_permille=permille, beat_ns=now_ns, rss_bytes=self._rss(now_ns)
         )
 
     def loaded(self, slots: int, reserve_slots: int) -> None:
         """Ready for its first link."""
-        idle = WorkerState.IDLE
-        self._block.write(state=idle, phase=idle, slots=slots, reserve_slots=reserve_slots, beat_ns=time.monotonic_ns())
+        self._block.write(
+            state=WorkerState.IDLE, loaded_permille=1000, slots=slots, reserve_slots=reserve_slots,
+            beat_ns=time.monotonic_ns(),
+        )  # fmt: skip
 
     def linked(self, epoch: int) -> None:
         """A new epoch begins."""
@@ -53,7 +56,7 @@ class Row:
         if not held:
             state = WorkerState.IDLE
         self._block.write(
-            state=state, phase=state, slots_used=now.slots_used, preempted=now.preempted,
+            state=state, slots_used=now.slots_used, preempted=now.preempted,
             queued_prompt_tokens=now.queued_prompt_tokens, kv_cells=now.kv_cells, kv_cells_used=now.kv_cells_used,
             prefill_milli_rate=milli(now.prefill_rate), decode_milli_rate=milli(now.decode_rate), steps=self._steps,
             step_ns=now.step_ns, generated_tokens=now.generated_tokens, prompt_tokens=now.prompt_tokens, jobs=self.jobs,

@@ -19,11 +19,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metamusesd.engines.base import Engine, EngineSpec
+    from metamusesd.engines.base import Engine, EngineSpec, Progress
 
 
-def load(spec: EngineSpec) -> Engine:
+def load(spec: EngineSpec, progress: Progress = lambda _: None) -> Engine:
     """Load the model that `spec` names. Raises ModelNotFound or ModelLoadFailed. Heavy imports happen here."""
     from metamusesd.engines.llamacpp.engine import LlamaEngine
 
-    return LlamaEngine(spec)
+    return LlamaEngine(spec, progress)

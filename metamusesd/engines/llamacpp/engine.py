@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from metamusesd.engines.base import EngineSpec, EngineStatistics, Event, ModelInfo, Prepared, Task, Token
+from metamusesd.engines.base import EngineSpec, EngineStatistics, Event, ModelInfo, Prepared, Progress, Task, Token
 from metamusesd.engines.llamacpp import batch
 from metamusesd.engines.llamacpp.calibrate import calibrate
 from metamusesd.engines.llamacpp.memory import Memory
@@ -38,9 +38,9 @@ Entry = tuple[Sequence, int]  # a sequence and how many of its tokens go into th
 class LlamaEngine:
     """See metamusesd/engines/base.py for the contract."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, progress: Progress = lambda _: None) -> None:
         self._spec = spec
-        self._model = Model(spec)
+        self._model = Model(spec, progress)
         if not self._model.usable:
             raise ModelLoadFailed(
                 f"{spec.model_path}: {self._model.architecture} does not generate text token by token"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from metamusesd.engines.base import EngineSpec
+from metamusesd.engines.base import EngineSpec, Progress
 from metamusesd.errors import ModelLoadFailed, ModelNotFound
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # its handler starts a debugger under the crashing process
@@ -43,20 +43,27 @@ def _listen(level: int, text: bytes, _user: Any) -> None:
 class Model:
     """The weights and the vocabulary of one GGUF file."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, progress: Progress = lambda _: None) -> None:
         if not Path(spec.model_path).is_file():
             raise ModelNotFound(f"{spec.model_path}: no such model file", path=spec.model_path)
         _C.llama_log_set(_listen, ctypes.c_void_p(0))
         _C.llama_backend_init()
-        self._open(spec)
+        self._open(spec, progress)
         self.vocab = _C.llama_model_get_vocab(self.pointer)
         self.vocabulary = int(_C.llama_vocab_n_tokens(self.vocab))
         self.trained_context = int(_C.llama_model_n_ctx_train(self.pointer))
         self.template = (_C.llama_model_chat_template(self.pointer, None) or b"").decode("utf-8", "replace")
         self.architecture = self.meta("general.architecture")
 
-    def _open(self, spec: EngineSpec) -> None:
+    def _open(self, spec: EngineSpec, progress: Progress) -> None:
         params = _C.llama_model_default_params()
+
+        @_C.llama_progress_callback  # type: ignore[untyped-decorator]
+        def listen(share: float, _user: Any) -> bool:
+            progress(share)
+            return True
+
+        params.progress_callback = listen
         params.n_gpu_layers = spec.gpu_layers
         params.load_mode = _C.LLAMA_LOAD_MODE_MMAP
         params.use_extra_bufts = bool(spec.options.get("repack", True))

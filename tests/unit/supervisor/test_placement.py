@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from metamusesd.config import Config, Model, Tier
@@ -142,6 +142,7 @@ TIER = st.builds(
 TIERS = st.dictionaries(st.sampled_from(["fast", "medium", "heavy", "code"]), TIER, min_size=1)
 
 
+@example(tiers={"fast": Tier("small", cores=[0]), "code": Tier("small", cores=[0])}, count=1, threads=2, quota=2.0)
 @given(tiers=TIERS, count=st.integers(1, 12), threads=st.sampled_from([1, 2]), quota=st.none() | st.floats(0.1, 30))
 def test_no_two_workers_ever_share_a_core(tiers, count, threads, quota):
     """Whatever is asked for: it is refused, or nobody shares a core, nobody is off the host, every tier is served."""
