@@ -6,6 +6,7 @@
 -- reply for each job: ok | cancelled | expired | lost. What was written before is skipped and answered ok; a gap is `lost`.
 
 local WIDTH, HEAD = 6, 3
+local FIELDS = {'state', 'token', 'attempt', 'deadline', 'written', 'stream', 'reply_to'}
 
 local function check()
   if (#ARGV - HEAD) % WIDTH ~= 0 or not tonumber(ARGV[1]) then
@@ -30,7 +31,7 @@ local function drop(text, chars)
 end
 
 local function append(id, token, offset, chars, tokens, text)
-  local job = read(id)
+  local job = read(id, FIELDS)
   local holds, verdict = held(job, token)
   if not holds then return verdict end
   if overdue(job) then return 'expired' end

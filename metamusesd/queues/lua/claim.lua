@@ -11,12 +11,14 @@
 
 local HEAD, SKIPS = 7, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
+local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
+                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed'}
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local reply, taken_ids, fetched = {}, {}, {}
+local reply, taken_ids, fetched, lease_end = {}, {}, {}, nil
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
-    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 then
+    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 or #ARGV > HEAD + 4 * BATCH then
     return invalid('arguments', 'do not add up', 'see the head of claim.lua')
   elseif not string.match(owner .. nonce, '^[%w_.:-]+$') or nonce == '' then
     return invalid('owner', 'not a name', 'use A-Z a-z 0-9 _ . : -')
@@ -29,16 +31,16 @@ end
 
 -- The job, read once a call: one that was routed here is often the one that is taken.
 local function fetch(id)
-  if fetched[id] == nil then fetched[id] = read(id, 'body', 'route', 'submitted', 'claimed') or false end
+  if fetched[id] == nil then fetched[id] = read(id, FIELDS) or false end
   return fetched[id]
 end
 
 local function report(id, job)
-  local n, body, routing, submitted, claimed = #reply, unpack(job.more)
+  local n = #reply
   reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = id, job.token, job.queue, job.prio
-  reply[n + 5], reply[n + 6], reply[n + 7] = job.attempt, job.crashes, body or ''
-  reply[n + 8], reply[n + 9], reply[n + 10] = job.queue ~= 'ingress' and routing or '', job.tenant, job.stream
-  reply[n + 11], reply[n + 12], reply[n + 13] = submitted, job.deadline, claimed
+  reply[n + 5], reply[n + 6], reply[n + 7] = job.attempt, job.crashes, job.body
+  reply[n + 8], reply[n + 9], reply[n + 10] = job.queue ~= 'ingress' and job.route or '', job.tenant, job.stream
+  reply[n + 11], reply[n + 12], reply[n + 13] = job.submitted, job.deadline, job.claimed
 end
 
 local function repeated()
@@ -49,27 +51,44 @@ local function repeated()
     i = i + 1
     local job = fetch(id)
     if job and job.state == 'running' and job.token == nonce .. ':' .. i then
-      call('ZADD', p .. ':leases', now + lease_ms, id) -- Redis may have been away for longer than the lease
+      call('ZADD', p .. ':leases', lease_end, id) -- Redis may have been away for longer than the lease
       report(id, job)
     end
   end
   return true
 end
 
-local function route(id, token, tiers, routing)
-  local job = fetch(id)
-  if not held(job, token) or not string.match(tiers, '%S') then return end
-  call('ZREM', p .. ':leases', id)
-  job.tiers, job.more[2] = tiers, routing
-  put_back(id, job, 'tiers', tiers, 'route', routing)
+-- Moves what was routed, with one command a queue for all jobs: first out of the leases, then into their tiers.
+local function route()
+  local ids, entries = {}, {}
+  for a = HEAD + 3 * n_wants, #ARGV - 1, 4 do
+    local id, token, tiers, routing = unpack(ARGV, a + 1, a + 4)
+    local job = fetch(id)
+    if held(job, token) and string.match(tiers, '%S') then
+      job.state, job.token, job.tiers, job.route = 'ready', '', tiers, routing
+      ids[#ids + 1] = id
+    end
+  end
+  if #ids == 0 then return end
+  call('ZREM', p .. ':leases', unpack(ids))
+  for _, id in ipairs(ids) do
+    local job = fetched[id]
+    call('HSET', key_of(id), 'state', 'ready', 'token', '', 'owner', '', 'tiers', job.tiers, 'route', job.route)
+    for tier in string.gmatch(job.tiers, '%S+') do
+      local waiting = entries[tier] or {}
+      waiting[#waiting + 1], waiting[#waiting + 2] = job.score, id
+      entries[tier], touched[tier] = waiting, true
+    end
+  end
+  for tier, waiting in pairs(entries) do call('ZADD', queue_key(tier), unpack(waiting)) end
 end
 
 local function take(id, job, queue)
-  take_out(id, job)
+  if queue ~= 'ingress' and job.tiers ~= queue then take_out(id, job) end -- it stands in other tiers, too
   taken_ids[#taken_ids + 1] = id
-  job.state, job.token, job.queue, job.more[4] = 'running', nonce .. ':' .. #taken_ids, queue, format('%.0f', now)
-  call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed', now)
-  call('ZADD', p .. ':leases', now + lease_ms, id)
+  job.state, job.token, job.queue, job.claimed = 'running', nonce .. ':' .. #taken_ids, queue, now_text
+  call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed',
+       now_text)
   if queue ~= 'ingress' and job.started ~= '1' then
     call('HSET', key_of(id), 'started', '1')
     emit(id, job, 'kind', 'started', 'attempt', job.attempt)
@@ -84,19 +103,22 @@ local function take_from(queue, count, floor)
   while count > 0 and skips > 0 do
     local ids = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count)
     if #ids == 0 then return false end
+    call('ZREM', key, unpack(ids)) -- they all leave it, in one way or another
+    local leases = {}
     for _, id in ipairs(ids) do
       local job = fetch(id)
       if not job or job.state ~= expected then
-        call('ZREM', key, id)
         skips = skips - 1
       elseif overdue(job) then
-        expire(id, job)
+        expire(id, read(id))
         skips = skips - 1
       else
         take(id, job, queue)
+        leases[#leases + 1], leases[#leases + 2] = lease_end, id
         count = count - 1
       end
     end
+    if #leases > 0 then call('ZADD', p .. ':leases', unpack(leases)) end
   end
   return true
 end
@@ -104,8 +126,9 @@ end
 local mistake = check()
 if mistake then return mistake end
 set_bounds(ARGV[1], ARGV[2], ARGV[3])
+lease_end = format('%.0f', now + lease_ms)
 if repeated() then return reply end
-for a = HEAD + 3 * n_wants, #ARGV - 1, 4 do route(unpack(ARGV, a + 1, a + 4)) end
+route()
 for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   local queue, count, floor = ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
   local more = count > 0 and take_from(queue, count, floor)

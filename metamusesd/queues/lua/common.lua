@@ -7,7 +7,7 @@
 --
 --   p:ingress, p:ready:<tier>   zset    id → score = (3 - priority)·2^44 + sequence
 --   p:leases                    zset    id → lease end        p:deadlines, p:delayed   zset    id → due time
---   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, back, ended
+--   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, ended
 --   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
 --   p:counters                  hash    jobs, bytes, jobs:<tenant>, bytes:<tenant>: what is not terminal
@@ -15,20 +15,26 @@
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
 --   p:seq  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
 --
--- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'.
+-- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'. What goes to
+-- Redis once a job is a string: a Lua number is printed anew at every call, which takes as long as a small command.
 
 local p, call, format = KEYS[1], redis.call, string.format
 local STRIDE = 2 ^ 44
 local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
 local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
+local MARKER_TTL_MS = '60000'
 local JOB = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to',
              'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back'}
+-- What a hash need not hold: submit leaves these out, and `read` puts them in.
+local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '', started = '0', written = '0',
+                 owner = '', back = '', body = '', route = ''}
 local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
 local delta, mailed, touched = {}, {}, {} -- counters, mailboxes, queues that this call changed: `close` sees to them
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_text = format('%.0f', now)
 
 local function invalid(field, problem, remedy)
   return {err = 'INVALID ' .. field .. '|' .. problem .. '|' .. remedy}
@@ -42,20 +48,13 @@ local function queue_key(queue)
   return queue == 'ingress' and p .. ':ingress' or p .. ':ready:' .. queue
 end
 
--- The fields of JOB by name (strings), or nil when there is no such job. What else is named stands in `job.more`.
-local function read(id, ...)
-  local v, n = nil, #JOB
-  if ... then
-    local names = {unpack(JOB)}
-    for i = 1, select('#', ...) do names[n + i] = (select(i, ...)) end
-    v = call('HMGET', key_of(id), unpack(names))
-  else
-    v = call('HMGET', key_of(id), unpack(JOB))
-  end
-  if not v[1] then return nil end
-  return {state = v[1], token = v[2], prio = v[3], score = v[4], attempt = v[5], crashes = v[6], tenant = v[7],
-          bytes = v[8], idem = v[9], deadline = v[10], reply_to = v[11], stream = v[12], queue = v[13], tiers = v[14],
-          started = v[15], written = v[16], owner = v[17], back = v[18], more = {unpack(v, n + 1)}}
+-- The job's fields by name (strings), or nil when there is no such job. `names`: only these, `state` first.
+local function read(id, names)
+  names = names or JOB
+  local values, job = call('HMGET', key_of(id), unpack(names)), {}
+  if not values[1] then return nil end
+  for i = 1, #names do job[names[i]] = values[i] or DEFAULT[names[i]] end
+  return job
 end
 
 -- Whether `token` still holds the job; if not, the verdict that its bearer gets.
@@ -72,7 +71,7 @@ local function overdue(job)
 end
 
 local function set_bounds(ttl_s, stream, mail)
-  result_ttl_ms, stream_cap, mail_cap = tonumber(ttl_s) * 1000, stream, mail
+  result_ttl_ms, stream_cap, mail_cap = format('%.0f', ttl_s * 1000), stream, mail
 end
 
 -- One entry to every mailbox of the job.
@@ -108,12 +107,18 @@ local function arm(queue)
   local key = p .. ':marker:' .. queue
   if call('EXISTS', key) == 0 then
     call('LPUSH', key, '1')
-    call('PEXPIRE', key, 60000)
+    call('PEXPIRE', key, MARKER_TTL_MS)
   end
 end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
 local function close()
+  local jobs = delta.jobs or 0
+  delta.jobs = nil
+  if jobs ~= 0 and call('HINCRBY', p .. ':counters', 'jobs', jobs) <= 0 then
+    call('DEL', p .. ':counters') -- no job is live: whatever else stands there is a mistake
+    delta = {}
+  end
   for field, by in pairs(delta) do
     if by ~= 0 and call('HINCRBY', p .. ':counters', field, by) <= 0 then call('HDEL', p .. ':counters', field) end
   end
@@ -153,7 +158,7 @@ end
 local function finish(id, job, state, result)
   local key, ttl_ms = key_of(id), result_ttl_ms
   if state == 'dead' then ttl_ms = DEAD_TTL_MS else call('HDEL', key, 'body') end
-  call('HSET', key, 'state', state, 'ended', now)
+  call('HSET', key, 'state', state, 'ended', now_text)
   call('PEXPIRE', key, ttl_ms)
   call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
   call('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)

@@ -5,6 +5,7 @@
 -- reply for each job: ok (this call ended it, or the same one before) | cancelled | expired | lost
 
 local WIDTH, HEAD = 4, 3
+local FIELDS = {'state', 'token', 'attempt', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to', 'queue'}
 
 local function check()
   if (#ARGV - HEAD) % WIDTH ~= 0 or not tonumber(ARGV[1]) then
@@ -15,15 +16,15 @@ local function check()
   end
 end
 
-local function settle(id, token, state, result)
-  local job = read(id)
+local jobs = {} -- what is to be ended, by id
+
+-- The verdict; what is `ok` and not ended before stands in `jobs` then.
+local function look(id, token, state)
+  local job = jobs[id] or read(id, FIELDS)
+  if job and job.token == token and (job.ends or job.state) == state then return 'ok' end
   local holds, verdict = held(job, token)
-  if holds then
-    take_out(id, job)
-    finish(id, job, state, result)
-  elseif job and job.token == token and job.state == state then
-    return 'ok'
-  end
+  if holds and job.ends then return 'lost' end -- twice in one call: the first one counts
+  if holds then jobs[id], job.ends = job, state end
   return verdict
 end
 
@@ -31,8 +32,15 @@ local mistake = check()
 if mistake then return mistake end
 set_bounds(ARGV[1], ARGV[2], ARGV[3])
 local reply = {}
+local ids = {}
 for a = HEAD, #ARGV - 1, WIDTH do
-  reply[#reply + 1] = settle(unpack(ARGV, a + 1, a + WIDTH))
+  reply[#reply + 1] = look(ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
+  if jobs[ARGV[a + 1]] and not jobs[ARGV[a + 1]].result then
+    jobs[ARGV[a + 1]].result = ARGV[a + 4]
+    ids[#ids + 1] = ARGV[a + 1]
+  end
 end
+if #ids > 0 then call('ZREM', p .. ':leases', unpack(ids)) end
+for _, id in ipairs(ids) do finish(id, jobs[id], jobs[id].ends, jobs[id].result) end
 close()
 return reply

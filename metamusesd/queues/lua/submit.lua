@@ -45,7 +45,7 @@ end
 -- A repeated submit asks for mail as well: its mailbox joins those of the live job.
 local function join(id, state, box)
   if box == '' or TERMINAL[state] then return end
-  local boxes = call('HGET', key_of(id), 'reply_to')
+  local boxes = call('HGET', key_of(id), 'reply_to') or ''
   if string.find(' ' .. boxes .. ' ', ' ' .. box .. ' ', 1, true) or #boxes > MAX_BOXES_CHARS then return end
   call('HSET', key_of(id), 'reply_to', boxes == '' and box or boxes .. ' ' .. box)
 end
@@ -69,8 +69,18 @@ local function known(id, digest, idem_key, box)
   return {'duplicate', id, found[1]}
 end
 
+local counted, sequence = {}, nil -- read once a call
+
 local function used(field)
-  return tonumber(call('HGET', p .. ':counters', field) or 0) + (delta[field] or 0)
+  counted[field] = counted[field] or tonumber(call('HGET', p .. ':counters', field) or 0)
+  return counted[field] + (delta[field] or 0)
+end
+
+-- Numbers for all jobs of the call are drawn at once; those that are not used leave a gap.
+local function next_number()
+  local most = (#ARGV - HEAD) / WIDTH
+  sequence = (sequence or call('INCRBY', p .. ':seq', most) - most) + 1
+  return sequence
 end
 
 local function bound_reached(tenant, bytes)
@@ -85,15 +95,19 @@ local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, st
   if answer then return answer end
   local bound = bound_reached(tenant, #body)
   if bound then return {'full', id, bound} end
-  local score = format('%.0f', (3 - prio) * STRIDE + call('INCR', p .. ':seq'))
-  local deadline = deadline_ms == '0' and 0 or now + deadline_ms
+  local score = format('%.0f', (3 - prio) * STRIDE + next_number())
   call('HSET', key_of(id), 'state', 'queued', 'body', body, 'digest', digest, 'prio', prio, 'score', score,
-       'tenant', tenant, 'bytes', #body, 'idem', idem, 'deadline', deadline, 'reply_to', box, 'stream', stream,
-       'submitted', now, 'attempt', '1', 'crashes', '0', 'token', '', 'queue', 'ingress', 'tiers', '',
-       'started', '0', 'written', '0', 'owner', '', 'back', '', 'route', '')
+       'tenant', tenant, 'bytes', #body, 'reply_to', box, 'stream', stream, 'submitted', now_text, 'attempt', '1',
+       'crashes', '0', 'queue', 'ingress')
   call('ZADD', p .. ':ingress', score, id)
-  if deadline > 0 then call('ZADD', p .. ':deadlines', deadline, id) end
-  if idem_key then call('SET', idem_key, digest .. ' ' .. id) end
+  if deadline_ms ~= '0' then
+    call('HSET', key_of(id), 'deadline', now + deadline_ms)
+    call('ZADD', p .. ':deadlines', now + deadline_ms, id)
+  end
+  if idem_key then
+    call('HSET', key_of(id), 'idem', idem)
+    call('SET', idem_key, digest .. ' ' .. id)
+  end
   count_job(tenant, 1, #body)
   return {'new', id, 'queued'}
 end
