@@ -10,6 +10,7 @@ crash; `execute` then finds its job gone and submits it again under the same id.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,8 @@ from metamusesd.queues.base import JobEvent, JobView, Limits, Queue, Receipt, Su
 
 SUBMIT_TIMEOUT_S = 30.0
 RESUBMITS = 3  # times that `execute` submits a job again that Redis has lost
+
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 
 Request = InferenceRequest | dict[str, Any] | str | bytes
 
@@ -98,6 +101,7 @@ class Client:
         After `restarted` text begins again at offset 0. The texts since then make up the content of a job that is
         `done`, even if it was answered without tokens. Raises JobGone.
         """
+        _check_id(id)
         feed = Feed()
         self._inbox.add(id, feed)
         try:
@@ -112,6 +116,7 @@ class Client:
 
     async def wait(self, id: str, timeout_s: float | None = None) -> Result:
         """The result of a job, however it ended: look at its `state`. Raises JobGone and WaitTimeout."""
+        _check_id(id)
         ending = Ending()
         self._inbox.add(id, ending)
         try:
@@ -145,10 +150,11 @@ class Client:
 
     async def cancel(self, id: str) -> str:
         """Cancel a job. Returns its state then: `cancelled`, how it had ended before, or `gone`."""
-        return await self._queue.cancel(id)
+        return await self._queue.cancel(id) if _ID.fullmatch(id) else "gone"
 
     async def status(self, id: str) -> JobView:
         """How a job stands. Raises JobGone."""
+        _check_id(id)
         view = await self._queue.view(id)
         if view is None:
             raise JobGone(f"job {id} is not in the queue", id=id)
@@ -188,6 +194,12 @@ class Client:
             reply_to=request.reply_to or (self._inbox.name if watch else ""),
             stream=stream and request.stream,
         )
+
+
+def _check_id(id: str) -> None:
+    """What cannot be a job's id is no job, and never reaches a key or the connection."""
+    if not _ID.fullmatch(id):
+        raise JobGone(f"no job can have the id {id[:130]!a}", id=ascii(id[:130]))
 
 
 def _error(result: Result) -> JobError:

@@ -184,7 +184,7 @@ async def _submit(client: Client, request: InferenceRequest, args: argparse.Name
 async def _cancel(client: Client, ids: list[str]) -> int:
     states = [(id, await client.cancel(id)) for id in ids]
     for id, state in states:
-        print(f"{id}  {state}")
+        print(f"{id.encode('utf-8', 'backslashreplace').decode()}  {state}")
     return cli.EXIT_CODES["gone"] if any(state == "gone" for _, state in states) else 0
 
 

@@ -517,3 +517,15 @@ class _Instant(StubQueue):
         for job in jobs:
             self.post(done(job.id))
         return answers
+
+
+@pytest.mark.parametrize("id", ["", "a b", "\ud800", "x" * 129, "{metamuse}:job:*", "a\n"])
+async def test_what_cannot_be_an_id_is_no_job_and_asks_nobody(queue: StubQueue, id: str) -> None:
+    """Such an id never reaches the connection: it might not even be encodable there."""
+    async with Client(queue=queue) as client:
+        for call in (client.wait, client.status):
+            with pytest.raises(JobGone):
+                await call(id)
+        with pytest.raises(JobGone):
+            await anext(client.stream(id))
+        assert await client.cancel(id) == "gone"
