@@ -96,7 +96,7 @@ class Dispatcher:
         except Exception as error:  # a bug of ours must not end the dispatcher, to meet the next one with the same job
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
             self.outbox.put(refusal(claim, known))
-            self.ledger.refused(known)
+            self.ledger.refused(claim, known)
             return
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()

@@ -11,7 +11,7 @@ from metamusesd.job import Priority
 from metamusesd.log import Logger
 from metamusesd.metrics import MetricsPage
 from metamusesd.queues.base import Claim, Depth, Requeue, Settlement, Verdict
-from metamusesd.wire import Finished
+from metamusesd.wire import Finished, Refused
 
 _CLASSES = {priority.value: priority.name.lower() for priority in Priority}
 
@@ -30,11 +30,11 @@ class Ledger:
         self.claims += 1
         self._page.count("claims_total", claim.queue)
 
-    def refused(self, error: MetamusesdError) -> None:
+    def refused(self, claim: Claim, error: MetamusesdError) -> None:
         """A body that nobody can serve."""
         self.settled += 1
         self._page.count("requests_total", "failed")
-        self._log.info("job refused", code=error.code)
+        self._log.info("job refused", job=claim.id, code=error.code)
 
     def token(self, run: Run, now_ns: int) -> None:
         """One step's text."""
@@ -46,7 +46,8 @@ class Ledger:
         """Stage 10, after the queue has answered."""
         if isinstance(outcome, Requeue):
             self._page.count("request_restarts_total", "error" if outcome.burn else outcome.reason)
-            self._log.info("job given back", job=run.claim.id, reason=outcome.reason, crashed=outcome.crashed)
+            say = self._log.debug if isinstance(end, Refused) else self._log.info  # refusals come in bursts
+            say("job given back", job=run.claim.id, reason=outcome.reason, crashed=outcome.crashed)
         elif outcome is None or verdict is not Verdict.OK:
             self._log.info(
                 "job was ended elsewhere", job=run.claim.id, verdict=str(end if outcome is None else verdict)

@@ -15,6 +15,7 @@ from metamusesd.errors import QueueRefused, QueueUnavailable
 from metamusesd.queues.redis_link import REPLY_ERROR, Argument, Link, connect, parse_address, translate
 
 SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce")
+PROTOCOL = b"1"  # the form of the keys; change it with any change that older scripts would trip over
 BLOCKING_LINKS = 16  # blocking reads at one time; more wait for their turn
 
 
@@ -43,6 +44,18 @@ class RedisDoor:
         _check_server(await self.ask("INFO"))
         for text in self._texts.values():
             await self.ask("SCRIPT", "LOAD", text)
+        await self._agree()
+
+    async def _agree(self) -> None:
+        """One queue, one form of its keys: a daemon or client of another form must not touch it."""
+        key = f"{self.prefix}:protocol"
+        await self.ask("SET", key, PROTOCOL, "NX")
+        found = await self.ask("GET", key)
+        if found != PROTOCOL:
+            raise QueueRefused(
+                f"the queue {self.prefix} speaks protocol {(found or b'?').decode()}, this program {PROTOCOL.decode()}; "
+                "use one version everywhere, or another redis.prefix"
+            )
 
     def close(self) -> None:
         """Break all connections; calls under way end with QueueUnavailable. Legal twice."""

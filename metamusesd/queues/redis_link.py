@@ -97,12 +97,13 @@ class Link(asyncio.Protocol):
     def call(self, *args: Argument, wait_s: float = 0.0) -> asyncio.Future[Any]:
         """Send a command now; the future gets the reply (an error reply as a value) or ConnectionError, and is never
         done later than the link's time-out plus `wait_s`, the time for which the command itself may block."""
+        packed = _pack(args)  # first: it may raise, and must not leave a reply owed that never comes
         future = self._loop.create_future()
         if self._transport is None:
             future.set_exception(ConnectionError("closed"))
             return future
         self._pending.append((self._loop.time() + self._timeout_s + wait_s, future))
-        self._transport.write(_pack(args))
+        self._transport.write(packed)
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout_s / 4, self._look)
         return future

@@ -287,3 +287,21 @@ def test_urls() -> None:
     assert address.tls is not None and "p@" not in repr(address)
     assert parse_address("unix:///run/r.sock").path == "/run/r.sock"
     assert (parse_address("redis://").host, parse_address("redis://").port) == ("localhost", 6379)
+
+
+async def test_another_form_of_the_keys_is_refused(server: RedisServer, door: RedisDoor) -> None:
+    """A queue that was written by another protocol is left alone, with a clear word."""
+    await door.ask("SET", "{metamuse}:protocol", "0")
+    stranger = RedisQueue(server.url)
+    with pytest.raises(QueueRefused, match="protocol 0"):
+        await stranger.open()
+    await stranger.close()
+
+
+async def test_an_argument_that_cannot_be_packed_owes_no_reply(queue: RedisQueue, door: RedisDoor) -> None:
+    """A broken argument is the caller's own error; later replies still find their callers."""
+    await door.ask("SET", "x", "1")
+    with pytest.raises(UnicodeEncodeError):
+        await door.ask("GET", "\ud800")
+    assert await door.ask("GET", "x") == b"1"
+    assert await door.ask("ECHO", "y") == b"y"

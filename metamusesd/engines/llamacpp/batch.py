@@ -10,8 +10,10 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
 4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step. A prompt that is
    short may instead spend the credit that decode steps have earned, and then the decodes sit the step out:
    bursts of short prompts start quickly, and in the long run prefill still takes no more than its ratio.
+   On a CPU the chunk is a batch of its own: two prompt tokens that rode on two decodes cost as much as six alone.
 5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
-   runs may one large chunk of a long prompt take up to `LARGE_CAP_S`, for small ones take twice as long in sum.
+   takes part may one large chunk take up to `LARGE_CAP_S`, for small ones cost a quarter more in sum, and twice as much
+   behind a long prompt.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Budget:
     slots: int
     chunk_limit: int  # tokens a batch can take
     decode_s: float  # per decode step of the sequences at hand
-    chunk_s: float  # of a prompt chunk that rides on no decode batch, beside its tokens
+    chunk_s: float  # of a prompt chunk in a batch of its own, beside its tokens
+    mixes: bool  # whether a prompt chunk rides on the decode batch
     prefill_s: float  # per token of the prompt that is next, in a small chunk
     large_s: float  # the same in a chunk of LARGE_CHUNK tokens and more
     prefill_ratio: float
@@ -94,6 +97,8 @@ def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
         count = _alone(first, budget)
         return Plan((), ((first.key, count),), yielding, whole_s * count / first.remaining)
     allowed_s = min(budget.prefill_ratio * budget.decode_s, STEP_CAP_S)
+    if not budget.mixes:
+        allowed_s -= budget.chunk_s
     count = max(LEAST_CHUNK, int(allowed_s / budget.prefill_s))
     return Plan(decode, ((first.key, min(count, first.remaining, budget.chunk_limit - len(decode))),), yielding)
 
@@ -101,10 +106,9 @@ def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
 def _alone(prompt: View, budget: Budget) -> int:
     """How many tokens of the prompt make a step without streams. One prompt a step: see rule 3."""
     small = int((STEP_CAP_S - budget.chunk_s) / budget.prefill_s)
-    large = int((STEP_CAP_S - budget.chunk_s) / budget.large_s) // LARGE_CHUNK * LARGE_CHUNK
-    if not large and budget.chunk_s + LARGE_CHUNK * budget.large_s <= LARGE_CAP_S:
-        large = LARGE_CHUNK
-    return min(max(small, large, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
+    quick = int((STEP_CAP_S - budget.chunk_s) / budget.large_s) // LARGE_CHUNK * LARGE_CHUNK
+    large = min(LARGE_CHUNK, int((LARGE_CAP_S - budget.chunk_s) / budget.large_s))
+    return min(max(small, quick, large, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
 
 
 def earned_s(credit_s: float, plan_: Plan, took_s: float, ratio: float) -> float:

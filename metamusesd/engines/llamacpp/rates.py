@@ -55,9 +55,12 @@ class Rates:
         """The expected time that one more prompt token adds, after `past` tokens, in a small or a large chunk."""
         return self.prefill_s * self.prefill_drift + self.attention_s[large] * past
 
-    def saw_prefill(self, tokens: int, past: int, decodes: int, took_s: float) -> None:
-        """A step took `took_s`, with `tokens` of a prompt after `past` others of it, beside `decodes` sequences."""
-        plain = tokens * self.prefill_s + (0.0 if decodes else self.chunk_s)
+    def saw_prefill(self, tokens: int, past: int, decodes: int, took_s: float, mixed: bool) -> None:
+        """A step took `took_s`, with `tokens` of a prompt after `past` others of it, beside `decodes` sequences.
+
+        `mixed`: they were one batch.
+        """
+        plain = tokens * self.prefill_s + (0.0 if decodes and mixed else self.chunk_s)
         actual = took_s - (self.decode_cost_s(decodes) if decodes else 0.0)
         if past < FAR:
             self.prefill_drift += WEIGHT * (max(actual / plain, 0.2) - self.prefill_drift)

@@ -13,7 +13,7 @@
 --   p:counters                  hash    jobs, bytes, jobs:<tenant>, bytes:<tenant>: what is not terminal
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
---   p:seq  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
+--   p:seq, p:protocol  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
 --
 -- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'. What goes to
 -- Redis once a job is a string: a Lua number is printed anew at every call, which takes as long as a small command.

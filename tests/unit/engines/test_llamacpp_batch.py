@@ -17,6 +17,7 @@ def budget(**changes: float) -> Budget:
         "chunk_limit": 512,
         "decode_s": 0.05,
         "chunk_s": 0.0,
+        "mixes": True,
         "prefill_s": 0.005,
         "large_s": 0.005,
         "prefill_ratio": 1.2,
@@ -70,7 +71,7 @@ def test_no_step_is_longer_than_the_cap() -> None:
     """A lone long prompt is cut into chunks, so that cancels and critical jobs do not wait for all of it."""
     plan = planned([View(1, NORMAL, 1, 4000)])
     assert plan.prefill == ((1, 64),)
-    assert planned([View(1, NORMAL, 1, 4000)], large_s=0.01).prefill == ((1, 20),)
+    assert planned([View(1, NORMAL, 1, 4000)], large_s=0.01).prefill == ((1, 35),)
     assert planned([View(1, NORMAL, 1, 4000)], large_s=0.001).prefill == ((1, 64),)
 
 

@@ -28,7 +28,7 @@ def test_rates_follow_what_steps_cost() -> None:
     assert (rates.prefill_s, rates.chunk_s) == (pytest.approx(0.005), pytest.approx(0.01))
     for _ in range(40):
         rates.saw_decode(2, 0.024)
-        rates.saw_prefill(10, 0, 2, 0.124)
+        rates.saw_prefill(10, 0, 2, 0.124, True)
     assert rates.decode_cost_s(2) == pytest.approx(0.024, rel=0.01)
     assert rates.prompt_tokens_per_s == pytest.approx(100, rel=0.01)
 
@@ -38,7 +38,7 @@ def test_long_prompts_do_not_spoil_short_ones() -> None:
     rates = Rates()
     rates.calibrate({1: 0.01}, {8: 0.05, 64: 0.33}, 1)
     for _ in range(60):
-        rates.saw_prefill(10, 1000, 0, 0.06 + 10 * 0.004)
+        rates.saw_prefill(10, 1000, 0, 0.06 + 10 * 0.004, True)
     assert rates.token_cost_s(1000, large=False) == pytest.approx(0.009, rel=0.02)
     assert rates.token_cost_s(1000, large=True) == pytest.approx(0.01, rel=0.02)
     assert rates.token_cost_s(0, large=False) == pytest.approx(0.005)
