@@ -3,10 +3,11 @@
     MetamusesdError
     ├── ConfigError              bad_config            exit 78; carries one line a mistake
     ├── RequestError             the caller must change something; a retry cannot help
-    │   ├── InvalidRequest       invalid_request       names field, problem, remedy
+    │   │                        each names field, problem and remedy
+    │   ├── InvalidRequest       invalid_request       one field is wrong
     │   │   └── UnknownTier      unknown_tier          no enabled tier has this name or this model
     │   ├── ContextOverflow      context_overflow      prompt longer than the model's context
-    │   ├── InvalidGrammar       invalid_grammar       grammar or schema refused before any work
+    │   ├── InvalidGrammar       invalid_grammar       grammar or schema refused, or it led to a dead end
     │   ├── TemplateFailed       template_failed       the model's chat template raised
     │   └── IdConflict           id_conflict           same id or idempotency key, another body
     ├── QueueError
@@ -69,6 +70,23 @@ class RequestError(MetamusesdError):
     """The request cannot be served as it is."""
 
     code = "request_error"
+    field: str = "request"
+    remedy: str = "change the request"
+
+    def __init__(
+        self, message: str | None = None, *, field: str | None = None, remedy: str | None = None, **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.field, self.remedy = field or self.field, remedy or self.remedy
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the field."""
+        return self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, with the field, what is wrong with it, and what would be right."""
+        return super().to_dict() | {"field": self.field, "problem": self.problem, "remedy": self.remedy}
 
 
 class InvalidRequest(RequestError):
@@ -77,8 +95,14 @@ class InvalidRequest(RequestError):
     code = "invalid_request"
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:
-        self.field, self.problem, self.remedy = field, problem, remedy
-        super().__init__(f"{field}: {problem}; {remedy}", field=field, problem=problem, remedy=remedy)
+        self._problem = problem
+        super().__init__(f"{field}: {problem}; {remedy}", field=field, remedy=remedy)
+        self.fields = {"field": field, "problem": problem, "remedy": remedy}
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the field."""
+        return self._problem
 
 
 class UnknownTier(InvalidRequest):
@@ -91,24 +115,36 @@ class ContextOverflow(RequestError):
     """The prompt does not fit into the model's context."""
 
     code = "context_overflow"
+    field = "user_query"
+    remedy = "shorten the prompt, drop turns of context, or set truncate to oldest"
 
 
 class InvalidGrammar(RequestError):
     """The grammar or JSON schema is not accepted."""
 
     code = "invalid_grammar"
+    field = "params.grammar"
+    remedy = "correct or simplify the grammar"
 
 
 class TemplateFailed(RequestError):
     """The model's chat template does not accept these messages."""
 
     code = "template_failed"
+    field = "messages"
+    remedy = "use roles in an order that the model's chat template accepts, or another model"
 
 
 class IdConflict(RequestError):
     """This id or idempotency key already names another request."""
 
     code = "id_conflict"
+    field = "id"
+    remedy = "use a new id or idempotency key for another request, or repeat the same one unchanged"
+
+    def __init__(self, message: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.field = str(fields.get("by", self.field))
 
 
 class QueueError(MetamusesdError):

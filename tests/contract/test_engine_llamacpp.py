@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +185,86 @@ def test_bad_grammars_are_refused_and_the_process_lives(engine: Any) -> None:
     assert answer(engine, "Yes or no?", params={"grammar": 'root ::= "yes" | "no"'}) in ("yes", "no")
 
 
+@pytest.mark.parametrize("bad", ["root ::= <|im_end|>", r"root ::= [^\x00-\U0010FFFF]"])
+def test_a_grammar_that_allows_nothing_is_refused(engine: Any, bad: str) -> None:
+    """Neither a token nor an end at the start: invalid_grammar before any work, with the field and a remedy."""
+    with pytest.raises(InvalidGrammar, match="at the start") as caught:
+        Run(engine).admit("hi", params={"grammar": bad})
+    assert caught.value.to_dict()["field"] == "params.grammar"
+    assert caught.value.to_dict()["remedy"]
+
+
+def test_a_dead_end_is_no_engine_failure(engine: Any) -> None:
+    """A grammar that allows nothing after a while ends its job as invalid_grammar, which no retry repeats."""
+    run = Run(engine)
+    handle = run.admit("hi", params={"grammar": r'root ::= "abcdefghijkl" [^\x00-\U0010FFFF]'})
+    error = run.finish().ends[handle].error
+    assert error is not None
+    assert (error["code"], error["retryable"], error["field"]) == ("invalid_grammar", False, "params.grammar")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 2000},
+        {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2000},
+        {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": False},
+        {"type": "array", "items": False},
+        {"properties": {"a\0b": {"const": 1}, 'q"': {"const": "\\"}}, "required": ["a\0b", 'q"']},
+        {"properties": {"a": {"const": 1}, "b": {"const": 2}, "c": {"const": 3}}, "required": ["b"]},
+        {"properties": {"a": {"const": 1}, "b": {"const": 2}, "c": {"const": 3}}},
+        {"type": "object", "additionalProperties": {"type": "boolean"}},
+        {"format": "date"},
+        {"format": "time"},
+        {"format": "date-time"},
+        {"format": "uuid"},
+        {"pattern": r'^[A-Z][a-z]{2,5}(-\d+|"x")?$'},
+        {"pattern": "^[^,]{3}.{0,20}$"},
+        {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        {"type": "number"},
+    ],
+)
+def test_every_supported_schema_is_kept(engine: Any, schema: dict[str, Any]) -> None:
+    """What is generated parses, and holds what the schema asks for, even when the draw is wild."""
+    for seed in range(2):
+        params = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": seed, "max_tokens": 200, "json_schema": schema}
+        run = Run(engine)
+        handle = run.admit("A value as JSON.", params=params)
+        end = run.finish().ends[handle]
+        assert end.error is None
+        if end.reason == "stop":
+            assert_valid(json.loads(run.texts[handle]), schema)
+
+
+def assert_valid(value: Any, schema: dict[str, Any]) -> None:
+    """What of a schema these tests use."""
+    if isinstance(value, str):
+        assert re.search(schema.get("pattern", ""), value)
+        assert len(value) <= schema.get("maxLength", 9999)
+        if schema.get("format") in ("date", "date-time"):
+            datetime.datetime.fromisoformat(value)
+    if isinstance(value, list):
+        assert schema.get("minItems", 0) <= len(value)
+        assert schema.get("items") is not False or len(value) == len(schema.get("prefixItems", []))
+    if isinstance(value, dict):
+        assert set(schema.get("required", [])) <= value.keys()
+        assert all(value[name] == part["const"] for name, part in schema.get("properties", {}).items() if name in value)
+
+
+def test_banning_every_token_ends_typed(engine: Any) -> None:
+    """A bias that bans all tokens is refused; one that bans all that a grammar allows ends as invalid_request."""
+    with pytest.raises(InvalidRequest, match="bans every token"):
+        Run(engine).admit("hi", params={"logit_bias": {str(token): -100.0 for token in range(engine.info.vocabulary)}})
+    yes = {token for word in ("y", "ye", "yes") for token in engine._model.tokenize(word)[:1]}
+    run = Run(engine)
+    bias = {str(token): -100.0 for token in yes}
+    handle = run.admit("hi", params={"grammar": 'root ::= "yes"', "logit_bias": bias})
+    error = run.finish().ends[handle].error
+    assert error is not None
+    assert (error["code"], error["retryable"], error["field"]) == ("invalid_request", False, "params.logit_bias")
+    assert answer(engine, "Hello.")
+
+
 def test_forged_control_tokens_stay_text(engine: Any) -> None:
     """Control tokens typed by a user, in query, persona or context, add no control token to the prompt."""
 
@@ -199,6 +281,7 @@ def test_overflow_is_typed_and_truncation_fits(engine: Any) -> None:
     turns = [Message(role=role, content="word " * 60) for _ in range(20) for role in ("user", "assistant")]
     with pytest.raises(ContextOverflow) as caught:
         Run(engine).admit("And now?", context=turns)
+    assert caught.value.to_dict()["field"] == "user_query"
     assert caught.value.fields["context"] == 1024 < caught.value.fields["prompt_tokens"]
     request = InferenceRequest(user_query="And now?", context=turns, truncate="oldest", params=Params(max_tokens=50))
     prepared = engine.prepare(Task(1, request, Priority.NORMAL))

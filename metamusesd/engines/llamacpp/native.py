@@ -259,13 +259,6 @@ class Context:
             self.pointer = None
 
 
-def schema_to_gbnf(schema: str) -> str:
-    """A JSON schema's text as GBNF. Follows no reference to outside; raises whatever it stumbles over."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    return str(json_schema_to_gbnf(schema))
-
-
 def system_info() -> str:
     """What llama.cpp was built for, to be printed beside figures."""
     return str(_C.llama_print_system_info().decode())

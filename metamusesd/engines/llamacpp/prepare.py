@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from metamusesd.engines.base import EngineSpec, Prepared, Task
+from metamusesd.engines.llamacpp.gbnf import schema_to_gbnf
 from metamusesd.engines.llamacpp.grammar import GrammarShelf
-from metamusesd.engines.llamacpp.native import Grammar, Model, schema_to_gbnf
+from metamusesd.engines.llamacpp.native import Grammar, Model
 from metamusesd.engines.llamacpp.prompt import PromptTokenizer
 from metamusesd.engines.llamacpp.sampling import Choice
 from metamusesd.engines.llamacpp.template import CHATML, CHATML_END, ChatTemplate
-from metamusesd.errors import ContextOverflow, InvalidRequest
+from metamusesd.errors import ContextOverflow, InvalidGrammar, InvalidRequest, RequestError, TemplateFailed
 from metamusesd.job import Message, Params
 from metamusesd.prompt import droppable, messages_of, without_oldest
 
@@ -53,6 +54,13 @@ class Preparer:
 
     def prepare(self, task: Task) -> LlamaPrepared:
         """Render, tokenize, and check everything that may be refused."""
+        try:
+            return self._prepared(task)
+        except (ContextOverflow, TemplateFailed) as refusal:
+            refusal.field = "user_query" if task.request.messages is None else "messages"
+            raise
+
+    def _prepared(self, task: Task) -> LlamaPrepared:
         params = task.request.params
         grammar = self._grammar(params)
         choice = self._choice(params, grammar is not None)
@@ -108,19 +116,22 @@ class Preparer:
             compiled = self._grammars.of_gbnf(params.grammar)
         return compiled
 
-    def _exercise(self, text: str) -> bool:
+    def _exercise(self, text: str) -> None:
         """In the disposable process: compile the grammar and walk some tokens of it."""
         grammar = self._model.grammar(text)
         if grammar is None:
-            return False
+            raise InvalidGrammar(
+                "it cannot be parsed, refers to a missing rule, recurses to the left, or repeats what repeats too often"
+            )
         everything = np.arange(self._model.vocabulary, dtype=np.int32)
         for turn in range(4):
             allowed = everything[grammar.allows(everything)]
+            if not turn and not len(allowed):
+                raise InvalidGrammar("it allows no token and no end at the start", remedy="let root allow some text")
             allowed = allowed[~np.isin(allowed, self._ends)]
             if not len(allowed):
                 break
             grammar.accept(int(allowed[(turn * 7919) % len(allowed)]))
-        return True
 
     def _choice(self, params: Params, constrained: bool) -> Choice:
         spec = self._spec
@@ -147,8 +158,22 @@ class Preparer:
                     "params.logit_bias", f"{text!r} is no token id", f"use ids from 0 to {self._model.vocabulary - 1}"
                 )
             result[token] = -np.inf if offset <= -100.0 else offset
+        if sum(offset == -np.inf for offset in result.values()) >= self._model.vocabulary:
+            raise InvalidRequest("params.logit_bias", "it bans every token", "leave some out")
         return result
 
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
+
+
+def dead_end(prepared: LlamaPrepared) -> RequestError:
+    """What a request got wrong after which no token may come: another try would end there as well."""
+    params = prepared.task.request.params
+    if prepared.choice.bans:
+        beside = ", of those that the grammar allows" if prepared.grammar is not None else ""
+        return InvalidRequest("params.logit_bias", f"it bans every token that may come next{beside}", "ban fewer")
+    field = "params.grammar" if params.json_schema is None else "params.json_schema"
+    return InvalidGrammar(
+        "the grammar allows neither a token nor an end here", field=field, remedy="let each rule be completed by text"
+    )

@@ -54,6 +54,11 @@ class Choice:
     banned: tuple[int, ...] = ()  # end tokens of a request that ignores them
 
     @property
+    def bans(self) -> bool:
+        """Whether the request itself forbids some tokens."""
+        return any(value == -np.inf for value in self.bias.values())
+
+    @property
     def penalized(self) -> bool:
         return self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
@@ -61,13 +66,14 @@ class Choice:
 class Sampler:
     """The sampling state of one sequence."""
 
-    __slots__ = ("_banned", "_bias_ids", "_bias_values", "_counts", "choice", "grammar", "greedy")
+    __slots__ = ("_banned", "_bans", "_bias_ids", "_bias_values", "_counts", "choice", "grammar", "greedy")
 
     def __init__(self, choice: Choice, prompt: Ids, grammar: Grammar | None = None) -> None:
         self.choice = choice
         self.grammar = grammar
         self.greedy = choice.temperature <= 0.0 or choice.top_k == 1
         self._banned = np.array(choice.banned, np.int32)
+        self._bans = choice.bans
         self._bias_ids = np.array(list(choice.bias), np.int32)
         self._bias_values = np.array(list(choice.bias.values()), np.float32)
         self._counts = Counts(prompt) if choice.penalized else None
@@ -81,8 +87,13 @@ class Sampler:
         )
 
     def pick(self, row: Row, position: int) -> int:
-        """The next token from `row`, which is changed in place. Its position in the sequence steers the draw."""
+        """The next token from `row`, which is changed in place; -1 when none is left.
+
+        Its position in the sequence steers the draw.
+        """
         self._adjust(row)
+        if self._bans and row.max() == -np.inf:
+            return -1
         token = self._draw(row, position)
         if self.grammar is not None and not self.grammar.allows(np.array([token], np.int32))[0]:
             token = self._resample(row, position)
@@ -110,11 +121,15 @@ class Sampler:
         return int(ids[draw(weights, uniform(self.choice.seed, position))])
 
     def _resample(self, row: Row, position: int) -> int:
-        """The token drawn from those that the grammar allows; -1 when it allows none."""
+        """The token drawn from those that the grammar allows; -1 when it allows none that is not banned.
+
+        DANGER: the largest of nothing but banned tokens is token 0, and a grammar that has to accept what it does not
+        allow ends the process.
+        """
         assert self.grammar is not None
         for width in (*RESAMPLE_WIDTHS, len(row)):
             best = best_ids(row, width)
-            allowed = best[self.grammar.allows(best)]
+            allowed = best[self.grammar.allows(best) & np.isfinite(row[best])]
             if len(allowed):
                 masked = np.full_like(row, -np.inf)
                 masked[allowed] = row[allowed]

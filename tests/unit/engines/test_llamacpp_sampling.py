@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,3 +128,12 @@ def test_a_nucleus_without_top_k_is_exact() -> None:
     weights = np.exp(row[order].astype(np.float64) - row.max())
     expected = int((weights.cumsum() / weights.sum()).searchsorted(0.9)) + 1
     assert list(distribution(row, Choice(1.0, top_k=0, top_p=0.9))[0]) == list(order[:expected])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_when_all_is_banned_there_is_no_token(temperature: float) -> None:
+    """Every token banned, or every one that the grammar allows: -1, without a warning or a wrong word."""
+    everything = dict.fromkeys(range(len(ROW)), -math.inf)
+    assert sampler(bias=everything, temperature=temperature).pick(ROW.copy(), 0) == -1
+    assert sampler(Only(0, 3), bias={0: -math.inf, 3: -math.inf}, temperature=temperature).pick(ROW.copy(), 0) == -1
+    assert sampler(Only(0, 3), bias={0: -math.inf}, temperature=temperature).pick(ROW.copy(), 0) == 3
