@@ -1,4 +1,4 @@
-"""The size rules, as a ratchet: functions of at most 40 lines, files of at most 400, vendor libraries behind one file each."""
+"""The size rules: functions of at most 40 lines, files of at most 400, vendor libraries behind one file each."""
 
 from __future__ import annotations
 

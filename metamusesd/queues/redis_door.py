@@ -53,8 +53,8 @@ class RedisDoor:
         found = await self.ask("GET", key)
         if found != PROTOCOL:
             raise QueueRefused(
-                f"the queue {self.prefix} speaks protocol {(found or b'?').decode()}, this program {PROTOCOL.decode()}; "
-                "use one version everywhere, or another redis.prefix"
+                f"the queue {self.prefix} speaks protocol {(found or b'?').decode()}, "
+                f"this program {PROTOCOL.decode()}; use one version everywhere, or another redis.prefix"
             )
 
     def close(self) -> None:

@@ -120,7 +120,7 @@ async def bench(request: pytest.FixtureRequest, server_of) -> AsyncIterator[Benc
 
 
 async def check_leaks(door: RedisDoor, queue: Queue) -> None:
-    """When all jobs have ended, every key but the sequence and the protocol has a time to live, and the counters are empty."""
+    """When all jobs have ended, every key but sequence and protocol has a time to live; the counters are empty."""
     for key in await door.ask("KEYS", f"{door.prefix}:job:*"):
         await queue.cancel(key.decode().removeprefix(f"{door.prefix}:job:"))
     immortal = {key for key in await door.ask("KEYS", f"{door.prefix}:*") if await door.ask("PTTL", key) < 0}

@@ -16,7 +16,7 @@ def example() -> str:
 
 
 def test_the_example_is_ten_lines_and_answers(daemon: Daemon) -> None:
-    """Pasted into a file and run with nothing but the daemon's configuration in the environment, it prints an answer and its usage."""
+    """Pasted into a file and run with only the configuration in the environment, it prints an answer and its usage."""
     code = example()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     assert daemon.config.redis.url == EMBEDDED

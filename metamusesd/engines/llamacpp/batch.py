@@ -7,8 +7,8 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
 2. Each that runs and has one token left to compute takes part in the decode batch.
 3. Prompts are computed one after another, FIFO inside a class: eight prompts at once then wait 4.5 prompts on average
    for their first token, and not eight.
-4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step. A prompt that is
-   short may instead spend the credit that decode steps have earned, and then the decodes sit the step out:
+4. Prefill beside running streams is bounded by time: `prefill_ratio` × the decode time of the step, or `FLOOR_S`.
+   A short prompt may instead spend the credit that decode steps have earned, and then the decodes sit the step out:
    bursts of short prompts start quickly, and in the long run prefill still takes no more than its ratio.
    On a CPU the chunk is a batch of its own: two prompt tokens that rode on two decodes cost as much as six alone.
 5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from metamusesd.engines.llamacpp.rates import LARGE_CHUNK
 
 STEP_CAP_S = 0.1
+FLOOR_S = 0.04  # of prefill in a step: few streams decode so quickly that their share is all overhead
 LARGE_CAP_S = 0.35
 CREDIT_CAP_S = 1.0
 LEAST_CHUNK = 2  # tokens
@@ -96,7 +97,7 @@ def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
     if whole_s <= budget.credit_s:
         count = _alone(first, budget)
         return Plan((), ((first.key, count),), yielding, whole_s * count / first.remaining)
-    allowed_s = min(budget.prefill_ratio * budget.decode_s, STEP_CAP_S)
+    allowed_s = min(max(budget.prefill_ratio * budget.decode_s, FLOOR_S), STEP_CAP_S)
     if not budget.mixes:
         allowed_s -= budget.chunk_s
     count = max(LEAST_CHUNK, int(allowed_s / budget.prefill_s))

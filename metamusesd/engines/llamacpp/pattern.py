@@ -16,7 +16,7 @@ MAX_PATTERN = 4096  # characters
 
 Ranges = list[tuple[int, int]]
 
-_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|\{\d+(?:,\d*)?\}|.", re.DOTALL)
+_TOKEN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|\(\?:|\{\d+(?:,\d*)?\}|.", re.DOTALL)
 _MEMBER = re.compile(r"\\.|.", re.DOTALL)
 _SETS: dict[str, Ranges] = {
     "d": [(48, 57)],
@@ -35,6 +35,7 @@ def pattern_to_gbnf(pattern: str) -> str:
     tokens = _TOKEN.findall(pattern)
     if tokens[:1] != ["^"] or tokens[-1:] != ["$"] or len(tokens) < 2:
         raise _refusal(pattern, "it is not anchored", "let it begin with ^ and end with $")
+    _check_groups(pattern, tokens)
     parts: list[str] = []
     last = ""
     for word in tokens[1:-1]:
@@ -47,6 +48,17 @@ def pattern_to_gbnf(pattern: str) -> str:
         parts.append(_part(pattern, word))
         last = "quantifier" if quantifies else "" if word in ("(", "(?:", "|") else "atom"
     return " ".join(parts) or '""'
+
+
+def _check_groups(pattern: str, tokens: list[str]) -> None:
+    """DANGER: a bracket that closes more than was opened would end the quotes around the whole."""
+    depth = 0
+    for word in tokens:
+        depth += (word in ("(", "(?:")) - (word == ")")
+        if depth < 0:
+            break
+    if depth:
+        raise _refusal(pattern, "its brackets do not match", "close each group once, or escape brackets")
 
 
 def _part(pattern: str, word: str) -> str:

@@ -59,6 +59,12 @@ def test_prefill_beside_streams_takes_its_ratio() -> None:
     assert plan.prefill == ((2, 12),)
 
 
+def test_prefill_beside_few_streams_has_a_floor() -> None:
+    """Beside one quick stream a prompt still gets chunks that are worth their overhead."""
+    plan = planned([View(1, NORMAL, 1, 1), View(2, NORMAL, 2, 1500)], decode_s=0.008)
+    assert plan.prefill == ((2, 8),)
+
+
 def test_short_prompt_spends_credit() -> None:
     """A short prompt within the credit goes first, and the streams sit the step out."""
     plan = planned([View(1, NORMAL, 1, 1), View(2, NORMAL, 2, 16)], credit_s=0.5)

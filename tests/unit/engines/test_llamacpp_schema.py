@@ -63,6 +63,8 @@ PROPERTY = {"properties": {"a": {"type": "string"}}}
         ({"format": "date", "minLength": 3}, "format beside minLength"),
         ({"pattern": "a+"}, "anchored"),
         ({"pattern": "^(?=a)$"}, "nothing stands before"),
+        ({"pattern": "^a)|(b$"}, "brackets do not match"),
+        ({"pattern": "^(a$"}, "brackets do not match"),
         ({"pattern": r"^\bword$"}, "not known"),
         ({"type": "nonsense"}, "type 'nonsense' does not exist"),
         ({"type": [["string"]]}, "does not exist"),
