@@ -748,3 +748,11 @@ async def test_open_and_close_twice(bench: Bench) -> None:
     await bench.queue.close()
     await bench.queue.open()
     assert await bench.queue.view("a") is None
+
+
+async def test_a_thousand_routed_jobs_ride_in_one_claim(bench: Bench) -> None:
+    """A call may carry a full batch of routed jobs beside its wants."""
+    await bench.submit(*(f"job-{n}" for n in range(1000)))
+    claims = await bench.queue.claim("o:1", "a", [Want(INGRESS, 1000)], lease_ms=60_000)
+    routed = [Routed(claim.id, claim.token, ("fast",), b"{}") for claim in claims]
+    assert len(await bench.queue.claim("o:1", "b", [Want("fast", 1000)], routed, lease_ms=60_000)) == 1000

@@ -18,7 +18,7 @@ local reply, taken_ids, fetched, lease_end = {}, {}, {}, nil
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
-    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 or #ARGV > HEAD + 4 * BATCH then
+    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 or #ARGV > HEAD + 3 * n_wants + 4 * BATCH then
     return invalid('arguments', 'do not add up', 'see the head of claim.lua')
   elseif not string.match(owner .. nonce, '^[%w_.:-]+$') or nonce == '' then
     return invalid('owner', 'not a name', 'use A-Z a-z 0-9 _ . : -')
