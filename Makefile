@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export MODELS_DIR ?= $(CURDIR)/models
 
-.PHONY: help setup models demo run test faults check format lint types contracts bench lock clean
+.PHONY: help setup models demo run test check format lint types contracts bench lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12

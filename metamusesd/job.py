@@ -54,7 +54,6 @@ class State(enum.StrEnum):
 
 
 TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.DEAD})
-LIVE = frozenset(State) - TERMINAL
 
 Trait = Annotated[int, msgspec.Meta(ge=0, le=100)]
 ShortText = Annotated[str, msgspec.Meta(max_length=256)]

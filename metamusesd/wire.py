@@ -123,11 +123,6 @@ class FrameReader:
         self.epoch = epoch
         self._buffer = bytearray()
 
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of a frame that is not complete; at EOF they are dropped."""
-        return len(self._buffer)
-
     def feed(self, data: bytes) -> Iterator[tuple[Frame, Any]]:
         """Take `data` in and yield every frame that is complete, decoded. Raises WireError on garbage."""
         buffer = self._buffer

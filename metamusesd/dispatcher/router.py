@@ -31,7 +31,7 @@ _COMPLEX = _words(
 )
 _MEDIUM = _words("why how describe summarize summarise list plan suggest improve translate rewrite")
 _SCAN_CHARS = 4000  # the beginning of a query says enough
-LONG_CHARS, MEDIUM_CHARS = 600, 160
+LONG_CHARS = 600
 MEDIUM_SCORE, COMPLEX_SCORE = 0.35, 0.7
 
 

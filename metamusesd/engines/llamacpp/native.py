@@ -259,11 +259,6 @@ class Context:
             self.pointer = None
 
 
-def system_info() -> str:
-    """What llama.cpp was built for, to be printed beside figures."""
-    return str(_C.llama_print_system_info().decode())
-
-
 def quantize(source: str, target: str, file_type: int, threads: int) -> bool:
     """Write `source` in another format. False: llama.cpp refused. Call it in a process that may die: it can abort."""
     _C.llama_backend_init()
