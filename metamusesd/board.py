@@ -39,7 +39,7 @@ WORKER_FIELDS = (
 SLOT_FIELDS = ("pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit")
 DISPATCHER_FIELDS = (
     "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers",
-    "queues_ns", "loop_lag_ns", "claims", "settled",
+    "queues_ns", "loop_lag_ns", "claims", "settled", "redis_trouble", "faults",
 )  # fmt: skip
 QUEUES = ("ingress", *TIERS)
 _QUEUE_PARTS = ("low", "normal", "high", "critical", "oldest_ms")
@@ -68,6 +68,21 @@ class SlotStatus(enum.IntEnum):
     STOPPING = 4
     STOPPED = 5
     FAILED = 6  # gave up: permanent error, or the restart budget is spent
+
+
+class RedisTrouble(enum.IntEnum):
+    """Why the dispatcher cannot work with Redis; QueueUnavailable.trouble is the name in lower case."""
+
+    NONE = 0
+    UNREACHABLE = 1  # no connection, or no answer in time
+    LOADING = 2  # it reads its file
+    MEMORY = 3  # OOM: maxmemory is reached
+    READ_ONLY = 4  # a replica, or a former primary
+    DISK = 5  # MISCONF: it cannot write its file
+    BUSY = 6  # a script or a fail-over keeps it
+    DENIED = 7  # the user may not do that
+    POLICY = 8  # its eviction policy or its version would lose jobs
+    FAULT = 9  # a key of a wrong type is in the way of claiming
 
 
 class Block:

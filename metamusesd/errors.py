@@ -12,12 +12,15 @@
     │   └── IdConflict           id_conflict           same id or idempotency key, another body
     ├── QueueError
     │   ├── QueueFull            queue_full            retry after `retry_after_s`
-    │   ├── QueueUnavailable     queue_unavailable     Redis is down, loading, read-only, full
+    │   ├── QueueUnavailable     queue_unavailable     Redis is down, loading, read-only, full: `trouble` says which
+    │   ├── QueueFault           queue_fault           a script stumbled over a key of a wrong type
     │   └── QueueRefused         queue_refused         Redis must be configured differently
     ├── JobError                 how a job ended, seen by whoever waits for it
     │   ├── JobFailed            (its own code)        carries the code of what failed it
     │   ├── JobCancelled         cancelled
     │   ├── JobExpired           expired
+    │   ├── DeadlineUnmeetable   deadline_unmeetable   it would have been too late; retry after `retry_after_s`
+    │   ├── QueueTimeout         queue_timeout         it waited longer than its class may; retry after the same
     │   ├── JobDead              dead                  quarantined after crashes
     │   ├── JobGone              gone                  no such job, or its record has expired
     │   └── WaitTimeout          wait_timeout          still running when the caller's patience ended
@@ -169,6 +172,17 @@ class QueueUnavailable(QueueError):
 
     code = "queue_unavailable"
 
+    def __init__(self, message: str | None = None, *, trouble: str = "unreachable", **fields: Any) -> None:
+        self.trouble = trouble  # a name of board.RedisTrouble, in lower case
+        super().__init__(message, trouble=trouble, **fields)
+
+
+class QueueFault(QueueError):
+    """A queue script failed on a key that somebody else wrote."""
+
+    code = "queue_fault"
+    retryable = False
+
 
 class QueueRefused(QueueError):
     """The Redis server is configured in a way that would lose jobs."""
@@ -204,6 +218,20 @@ class JobExpired(JobError):
     """The job's deadline passed."""
 
     code = "expired"
+
+
+class DeadlineUnmeetable(JobError):
+    """The job could not have been finished before its deadline."""
+
+    code = "deadline_unmeetable"
+    retryable = True
+
+
+class QueueTimeout(JobError):
+    """The job waited longer than its class may."""
+
+    code = "queue_timeout"
+    retryable = True
 
 
 class JobDead(JobError):

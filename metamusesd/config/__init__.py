@@ -2,12 +2,14 @@
 
 from metamusesd.config.load import DEFAULT_FILE, load
 from metamusesd.config.options import (
+    CLASSES,
     DEMO_MODEL,
     EMBEDDED,
     SECTIONS,
     TABLES,
     Config,
     Daemon,
+    JobClass,
     Log,
     Model,
     Queue,
@@ -17,6 +19,7 @@ from metamusesd.config.options import (
 )
 
 __all__ = [
+    "CLASSES",
     "DEFAULT_FILE",
     "DEMO_MODEL",
     "EMBEDDED",
@@ -24,6 +27,7 @@ __all__ = [
     "TABLES",
     "Config",
     "Daemon",
+    "JobClass",
     "Log",
     "Model",
     "Queue",

@@ -10,12 +10,12 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from metamusesd.config.options import DEMO_MODEL, SECTIONS, TABLES, Config
+from metamusesd.config.options import CLASSES, DEMO_MODEL, SECTIONS, TABLES, Config
 from metamusesd.errors import ConfigError
 from metamusesd.tiers import TIERS
 
@@ -111,13 +111,16 @@ def _build(data: dict[str, Any], source: str, mistakes: list[str]) -> Config:
         elif name in SECTIONS:
             values[name] = _section(name, SECTIONS[name], content, mistakes)
         else:
-            values[name] = {
-                key: _section(f"{name}.{key}", TABLES[name], entry, mistakes) for key, entry in content.items()
+            given = {
+                key: _section(f"{name}.{key}", TABLES[name], entry, mistakes, CLASSES.get(key))
+                for key, entry in content.items()
             }
+            values[name] = CLASSES | given if name == "classes" else given
     return Config(**values)
 
 
-def _section(place: str, kind: type[Any], content: Any, mistakes: list[str]) -> Any:
+def _section(place: str, kind: type[Any], content: Any, mistakes: list[str], base: Any = None) -> Any:
+    """`base`: what holds for the keys that are not given; None: the defaults of `kind`."""
     if not isinstance(content, dict):
         mistakes.append(f"{place}: is not a table; write [{place}]")
         return kind()
@@ -131,7 +134,7 @@ def _section(place: str, kind: type[Any], content: Any, mistakes: list[str]) -> 
             mistakes.append(f"{place}.{key}: {problem}")
         else:
             values[key] = float(value) if types[key] is float else value
-    return kind(**values)
+    return replace(base, **values) if isinstance(base, kind) else kind(**values)
 
 
 def _problem(value: Any, wanted: Any, bounds: Mapping[str, Any]) -> str:
@@ -167,6 +170,9 @@ def _check(config: Config) -> list[str]:
             mistakes.append(
                 f"tiers.{name}.model: {tier.model!r} is not in [models] ({known}); add [models.{tier.model or 'NAME'}]"
             )
+    for name in config.classes:
+        if name not in CLASSES:
+            mistakes.append(f"classes.{name}: no such class; use one of {', '.join(CLASSES)}")
     for name, model in config.models.items():
         if model.engine != "echo" and not model.file:
             mistakes.append(f"models.{name}.file: missing; name a GGUF file")

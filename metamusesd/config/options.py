@@ -93,9 +93,45 @@ class Queue:
     max_jobs: int = option(100_000, "Jobs that are not finished.", least=1)
     max_bytes: int = option(1 << 30, "Bytes of their bodies.", least=1024)
     max_tenant_jobs: int = option(50_000, "Unfinished jobs of one tenant.", least=1)
-    max_crashes: int = option(3, "A job under which so many workers died is quarantined.", least=1, most=100)
+    max_crashes: int = option(
+        3, "A job under which so many workers died, the last one with no other job in it, is quarantined.",
+        least=1, most=100,
+    )  # fmt: skip
+    max_retries: int = option(3, "Retries of a job after retryable errors of the engine.", least=0, most=100)
+    retry_s: float = option(
+        0.5, "Pause before the first retry; doubles each time, with jitter, up to retry_most_s.", least=0, most=3600
+    )
+    retry_most_s: float = option(30.0, "The longest pause before a retry.", least=0, most=86400)
+    strand_s: float = option(
+        60.0, "A job whose tiers no live host serves for so long is routed again, or fails.", least=1, most=86400
+    )
     result_ttl_s: int = option(600, "How long a finished job can be read.", least=1, most=604800)
     lease_s: float = option(15.0, "How long a claim lasts without renewal.", least=1, most=600)
+
+
+@dataclass(frozen=True, slots=True)
+class JobClass:
+    """What holds for one class of jobs: low, normal, high, critical."""
+
+    max_queue_size: int = option(0, "Unfinished jobs of this class; 0: only queue.max_jobs counts.", least=0)
+    max_wait_s: float = option(
+        0.0,
+        "A job that has waited longer is aged: it gets its share, one claim in eight. 0: never.",
+        least=0,
+        most=864000,
+    )
+    timeout_s: float = option(0.0, "How long a job may wait for its start; 0: for ever.", least=0, most=864000)
+    timeout_action: str = option(
+        "reject", "Then it fails with queue_timeout, or goes on as class low.", choices=("reject", "delay")
+    )
+
+
+CLASSES = {  # by priority: low is 0
+    "low": JobClass(max_wait_s=300.0),
+    "normal": JobClass(max_wait_s=120.0),
+    "high": JobClass(max_wait_s=30.0),
+    "critical": JobClass(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +190,9 @@ class Tier:
     floor_tokens_s: float = option(
         10.0, "`cores = auto` gives as few cores as keep one stream above this rate.", least=0.1
     )
+    recycle_mb: int = option(
+        0, "A worker with more private memory (MiB) than this is drained and replaced; 0: never.", least=0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +205,7 @@ class Config:
     log: Log = field(default_factory=Log)
     models: dict[str, Model] = field(default_factory=lambda: {"smollm2": Model(file=DEMO_MODEL)})
     tiers: dict[str, Tier] = field(default_factory=lambda: {"fast": Tier(model="smollm2")})
+    classes: dict[str, JobClass] = field(default_factory=lambda: dict(CLASSES))
     source: str = "built-in defaults"
 
     @property
@@ -214,7 +254,7 @@ class Config:
 
 
 SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "log": Log}
-TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier}
+TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier, "classes": JobClass}
 
 
 def missing_models(config: Config) -> list[str]:

@@ -11,14 +11,15 @@ a call with an old token changes nothing and gets the verdict `lost`. All calls 
 after a lost reply, gets the same answer. All times are milliseconds of the Redis server's clock, all durations
 say their unit.
 
-Every method raises QueueUnavailable when Redis cannot be asked; nothing else of the vendor's escapes.
+Every method raises QueueUnavailable when Redis cannot be asked, QueueFault when a script stumbled over a key that
+somebody else wrote, QueueRefused when Redis must be configured differently; nothing else of the vendor's escapes.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from metamusesd.errors import IdConflict, QueueFull
@@ -36,9 +37,35 @@ class Verdict(enum.StrEnum):
     LOST = "lost"  # the token is not the job's any more: somebody else holds it, or it ended, or it is gone
 
 
+class Fault(enum.StrEnum):
+    """Why a job is given back, and so what it costs the job."""
+
+    NONE = "none"  # nothing: it runs again as if it had not been claimed
+    KILLED = "killed"  # an attempt: its worker was killed from outside, the job is innocent
+    ERROR = "error"  # an attempt and a retry: a retryable error of the engine
+    CRASH = "crash"  # an attempt and a crash: its worker died, and other jobs were in it
+    CRASH_ALONE = "crash_alone"  # the same, and it was alone there: only such a crash may make it `dead`
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLimits:
+    """What holds for one class of jobs."""
+
+    max_queue_size: int = 0  # unfinished jobs of this class; 0: only Limits.max_jobs counts
+    max_wait_ms: int = 0  # a job that has waited longer is aged; 0: never
+    timeout_ms: int = 0  # how long a job may wait for its first start; 0: for ever
+    timeout_action: str = "reject"  # reject: it fails with queue_timeout · delay: it goes on as class low
+
+
+NO_CLASS_LIMITS = (ClassLimits(), ClassLimits(), ClassLimits(), ClassLimits())
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds and lifetimes, kept inside the scripts. Counts are jobs that are not terminal."""
+    """Bounds and lifetimes, kept inside the scripts. Counts are jobs that are not terminal.
+
+    A daemon publishes its limits with `configure`; every producer, in any language, is held to those.
+    """
 
     max_jobs: int = 100_000
     max_bytes: int = 1 << 30  # of live job bodies
@@ -47,6 +74,7 @@ class Limits:
     result_ttl_s: int = 600
     stream_cap: int = 10_000  # entries of one event stream
     mail_cap: int = 20_000  # entries of one mailbox
+    classes: tuple[ClassLimits, ClassLimits, ClassLimits, ClassLimits] = NO_CLASS_LIMITS  # by priority, low first
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +101,13 @@ class Receipt:
     duplicate: bool = False
 
 
-def receipt(kind: str, id: str, detail: str) -> Receipt | QueueFull | IdConflict:
-    """The answer to one submission, from the three words of lua/submit.lua: new, duplicate, full or conflict."""
+def receipt(kind: str, id: str, detail: str, retry_after_ms: str) -> Receipt | QueueFull | IdConflict:
+    """The answer to one submission, from the four words of lua/submit.lua: new, duplicate, full or conflict."""
     if kind == "full":
         return QueueFull(
-            f"The queue is full: the bound on {detail} is reached.", retry_after_s=1.0, bound=detail, id=id
-        )
+            f"The queue is full: the bound on {detail} is reached.", retry_after_s=int(retry_after_ms) / 1000,
+            bound=detail, id=id,
+        )  # fmt: skip
     if kind == "conflict":
         return IdConflict(f"This {detail} already names another request: job {id}.", id=id, by=detail)
     return Receipt(id, detail, duplicate=kind == "duplicate")
@@ -120,6 +149,8 @@ class Claim:
     submitted_ms: int
     deadline_ms: int  # absolute; 0: none
     claimed_ms: int
+    retries: int = 0  # retryable errors so far
+    aged: bool = False  # it has waited past its class' limit: it is not pre-empted
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +176,15 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """A job given back to its queues, with its old score. `crashed` counts a crash."""
+    """A job given back to its queues, with its old score. `fault` says what that costs it."""
 
     id: str
     token: str
-    reason: str
-    crashed: bool = False
-    burn: bool = False  # the attempt counts (attempt + 1) although nothing crashed: a retryable error
+    reason: str  # a code: worker_died, drain, no_capacity, …
+    fault: Fault = Fault.NONE
     delay_ms: int = 0
     reroute: bool = False  # back to ingress instead of ready
-    alone: bool = False  # with `crashed`: no other job was in that worker; only such a crash may make it `dead`
+    evidence: bytes = b""  # of a crash: one JSON object, kept with the job for `metamusesd dead show`
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +203,8 @@ class Reaped:
     requeued: tuple[str, ...] = ()
     expired: tuple[str, ...] = ()
     woken: tuple[str, ...] = ()  # delayed jobs that are due
+    timed_out: tuple[str, ...] = ()  # waited longer than their class may: ended, or put behind the others
+    rerouted: tuple[str, ...] = ()  # no live host serves their tiers any more: back to ingress
     more: bool = False  # a bound stopped the sweep: call again soon
 
 
@@ -190,13 +222,30 @@ class JobView:
     route: bytes = b""
     owner: str = ""
     body: bytes = b""
+    retries: int = 0
+    reason: str = ""  # why it was given back the last time
+    ended_ms: int = 0
+    evidence: tuple[bytes, ...] = ()  # JSON objects, one a crash, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a job stands, and when it will start as far as anybody can tell. Computed when asked."""
+
+    id: str
+    state: str
+    queue: str = ""  # where it will be served soonest; INGRESS while it is not routed; empty when it waits nowhere
+    ahead: int = 0  # jobs that go first there
+    start_p50_ms: int | None = None  # from now; None: nobody has measured that tier yet
+    start_p90_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
     """One entry of a job's event stream or of a mailbox.
 
-    kind: queued, started, token, restarted, done, failed, cancelled, expired, dead. A terminal kind carries the result
+    kind: queued (its position, as JSON {queue, ahead, start_p50_ms, start_p90_ms} in
+    `data`; only for the first hundred of a queue), started, token, restarted, done, failed, cancelled, expired, dead. A terminal kind carries the result
     JSON in `data`. `offset` and `attempt` as in Append: a reader that sees `restarted` starts again from offset 0.
     """
 
@@ -220,12 +269,27 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """How one host serves one tier. `start_hz` and the two factors make the predictions of `position`:
+
+        start_pX = factor_pX · (jobs ahead + 1 - free places) / (sum of start_hz over the live hosts)
+
+    The factors are quantiles of (real wait / raw prediction) over the last jobs, so that the prediction is calibrated.
+    """
+
+    model: str
+    free: int = 0  # places that a job could take now
+    start_hz: float = 0.0  # jobs started per second while jobs waited; 0: not measured yet
+    factor_p50: float = 1.0
+    factor_p90: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """A live dispatcher, as it announces itself."""
+    """A live dispatcher, as it announces itself: what it serves, by tier."""
 
     owner: str
-    tiers: tuple[str, ...]
-    rates: dict[str, float] = field(default_factory=dict)  # jobs/s by tier
+    tiers: dict[str, Service]
 
 
 class Queue(Protocol):
@@ -233,6 +297,9 @@ class Queue(Protocol):
 
     async def open(self) -> None:
         """Connect, check version and eviction policy (QueueRefused), load the scripts. Legal twice."""
+
+    async def configure(self) -> None:
+        """Publish this queue's limits: from now on they hold for every producer. For the daemon only."""
 
     async def close(self) -> None:
         """Legal twice."""
@@ -256,6 +323,22 @@ class Queue(Protocol):
 
     async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
         """The same for a mailbox. `after="$"`: from now on."""
+
+    async def position(self, id: str) -> Position | None:
+        """Where it stands and when it may start. None: no such job."""
+
+    async def hosts(self) -> list[Host]:
+        """The live hosts."""
+
+    async def dead(self, count: int = 100) -> list[JobView]:
+        """The quarantined jobs, newest first."""
+
+    async def revive(self, id: str) -> str:
+        """Give a dead job another life, with no crashes: back into its queues. Its state then, `gone`, or what it is
+        instead of dead (nothing was changed)."""
+
+    async def drop(self, id: str) -> str:
+        """Forget a dead job. `dropped`, `gone`, or what it is instead of dead."""
 
     async def depths(self, queues: Sequence[str]) -> list[Depth]:
         """For status and metrics."""
@@ -282,9 +365,16 @@ class Queue(Protocol):
     async def requeue(self, jobs: Sequence[Requeue]) -> list[Verdict]:
         """Give jobs back."""
 
-    async def reap(self, owner: str, suspects: Sequence[Suspect] = (), *, takeover: bool = False) -> Reaped:
-        """Sweep deadlines, delayed jobs and expired leases; `takeover` first takes back, unburnt, what the same
-        instance (owner = `<instance>:<nonce>`) holds under another nonce."""
+    async def reap(
+        self, owner: str, suspects: Sequence[Suspect] = (), *, tiers: Sequence[str] = (), takeover: bool = False
+    ) -> Reaped:
+        """Sweep deadlines, delayed jobs, expired leases, class time-outs in ingress and in the queues of `tiers`, and
+        `tiers` that no live host serves; recount the counters now and then. `takeover` first takes back, unburnt, what
+        the same instance (owner = `<instance>:<nonce>`) holds under another nonce."""
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """Register this dispatcher among the live hosts."""
+
+    async def push(self, tier: str, most: int = 100) -> int:
+        """Write `queued` events with their position to the first `most` jobs that wait for `tier` and want events,
+        when it has changed. One dispatcher a second does it, whoever comes first. How many were written."""

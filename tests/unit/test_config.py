@@ -38,6 +38,7 @@ def test_sample_names_every_option_with_its_default(tmp_path: Path) -> None:
         **{name: data[name] for name in SECTIONS},
         "models": data["models"]["smollm2"],
         "tiers": data["tiers"]["fast"],
+        "classes": data["classes"]["low"],
     }
     for name, kind in {**SECTIONS, **TABLES}.items():
         assert set(shown[name]) == {spec.name for spec in fields(kind)}, name
