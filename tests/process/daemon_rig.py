@@ -55,9 +55,11 @@ class Daemon:
 
     def start(self) -> None:
         self.log = (self.folder / "log").open("ab")
-        command = [sys.executable, "-m", "metamusesd", "run", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(self.command(), stdout=self.log, stderr=self.log)
         self.until(lambda status: status["state"] == "ready" and all(w["status"] == "ready" for w in status["workers"]))
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "metamusesd", "run", "--config", str(self.config)]
 
     def status(self) -> dict[str, Any]:
         """/status of the health socket; empty while there is none."""
