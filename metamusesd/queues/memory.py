@@ -15,10 +15,7 @@ from metamusesd.queues.base import (
     INGRESS,
     Append,
     Claim,
-    Depth,
     Host,
-    JobEvent,
-    JobView,
     Limits,
     Reaped,
     Receipt,
@@ -32,11 +29,12 @@ from metamusesd.queues.base import (
     receipt,
 )
 from metamusesd.queues.memory_store import Job, Store, check
+from metamusesd.queues.memory_views import MemoryViews
 
 DEFAULTS = Limits()
 
 
-class MemoryQueue:
+class MemoryQueue(MemoryViews):
     """Implements base.Queue for one event loop. `now_ms` is the server's clock."""
 
     def __init__(
@@ -74,34 +72,6 @@ class MemoryQueue:
         if job.state not in TERMINAL:
             self._store.fail(job, "cancelled")
         return job.state
-
-    async def view(self, id: str) -> JobView | None:
-        """See base.Queue."""
-        job = self._store.get(id)
-        if job is None:
-            return None
-        sent = job.submission
-        return JobView(
-            id, job.state, sent.priority, job.attempt, job.crashes, sent.tenant, job.submitted_ms, job.route, job.owner,
-            job.body,
-        )  # fmt: skip
-
-    async def result(self, id: str) -> bytes | None:
-        """See base.Queue."""
-        job = self._store.get(id)
-        return job.result if job else None
-
-    async def events(self, id: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
-        """See base.Queue."""
-        return await self._store.read(f"events:{id}", after, block_ms)
-
-    async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
-        """See base.Queue."""
-        return await self._store.read(f"mail:{name}", after, block_ms)
-
-    async def depths(self, queues: Sequence[str]) -> list[Depth]:
-        """See base.Queue."""
-        return [self._store.depth(queue) for queue in queues]
 
     # the dispatcher
 

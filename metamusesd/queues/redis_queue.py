@@ -12,16 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from metamusesd.errors import IdConflict, QueueFull
-from metamusesd.job import TERMINAL
 from metamusesd.queues.base import (
-    CLASS_STRIDE,
-    INGRESS,
     Append,
     Claim,
-    Depth,
     Host,
-    JobEvent,
-    JobView,
     Limits,
     Reaped,
     Receipt,
@@ -36,10 +30,9 @@ from metamusesd.queues.base import (
 )
 from metamusesd.queues.redis_door import RedisDoor
 from metamusesd.queues.redis_link import Argument
+from metamusesd.queues.redis_views import RedisViews
 
 BATCH = 1000  # entries of one script call: bounds how long the server is held, here to some 20 ms
-READ_COUNT = 1000  # stream entries of one read
-VIEW_FIELDS = ("state", "prio", "attempt", "crashes", "tenant", "submitted", "route", "owner", "body")
 VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 
 CLAIM_WIDTH = 13
@@ -48,7 +41,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class RedisQueue:
+class RedisQueue(RedisViews):
     """The queue `prefix` on the Redis server at `url`. Implements base.Queue."""
 
     def __init__(
@@ -83,39 +76,6 @@ class RedisQueue:
         """See base.Queue."""
         state: bytes = await self._door.script("cancel", *self._ends, id)
         return state.decode()
-
-    async def view(self, id: str) -> JobView | None:
-        """See base.Queue."""
-        fields = await self._door.ask("HMGET", f"{self.prefix}:job:{id}", *VIEW_FIELDS)
-        if fields[0] is None:
-            return None
-        state, prio, attempt, crashes, tenant, submitted, route, owner, body = (field or b"" for field in fields)
-        return JobView(
-            id, state.decode(), int(prio), int(attempt), int(crashes), tenant.decode(), int(submitted), route,
-            owner.decode(), body,
-        )  # fmt: skip
-
-    async def result(self, id: str) -> bytes | None:
-        """See base.Queue."""
-        result: bytes | None = await self._door.ask("GET", f"{self.prefix}:result:{id}")
-        return result
-
-    async def events(self, id: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
-        """See base.Queue. The stream's last entry names no result: it is fetched beside it."""
-        found = [_unpack_event(*entry, id) for entry in await self._read(f"{self.prefix}:events:{id}", after, block_ms)]
-        if found and found[-1].kind in TERMINAL:
-            last = found.pop()
-            data = await self.result(id)
-            found.append(JobEvent(last.cursor, last.id, last.kind, last.attempt, data=data or b""))
-        return found
-
-    async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
-        """See base.Queue."""
-        return [_unpack_event(*entry) for entry in await self._read(f"{self.prefix}:mail:{name}", after, block_ms)]
-
-    async def depths(self, queues: Sequence[str]) -> list[Depth]:
-        """See base.Queue."""
-        return list(await asyncio.gather(*(self._depth(queue) for queue in queues)))
 
     # the dispatcher
 
@@ -187,26 +147,6 @@ class RedisQueue:
             answers += unpack(await self._door.script(script, *args))
         return answers
 
-    async def _read(self, key: str, after: str, block_ms: int) -> list[tuple[bytes, list[bytes]]]:
-        if block_ms > 0:
-            command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", block_ms, "STREAMS", key, after)
-            reply = await self._door.block(block_ms / 1000, *command)
-        else:
-            reply = await self._door.ask("XREAD", "COUNT", READ_COUNT, "STREAMS", key, after)
-        return reply[0][1] if reply else []
-
-    async def _depth(self, queue: str) -> Depth:
-        key = f"{self.prefix}:{queue}" if queue == INGRESS else f"{self.prefix}:ready:{queue}"
-        ranges = [(f"{(3 - p) * CLASS_STRIDE}", f"({(4 - p) * CLASS_STRIDE}") for p in range(4)]
-        ask = self._door.ask
-        counts = await asyncio.gather(*(ask("ZCOUNT", key, *bounds) for bounds in ranges))
-        heads = await asyncio.gather(*(ask("ZRANGEBYSCORE", key, *bounds, "LIMIT", 0, 1) for bounds in ranges))
-        ids = [head[0].decode() for head in heads if head]
-        times = await asyncio.gather(ask("TIME"), *(ask("HGET", f"{self.prefix}:job:{id}", "submitted") for id in ids))
-        now_ms = int(times[0][0]) * 1000 + int(times[0][1]) // 1000
-        oldest_ms = max((now_ms - int(time) for time in times[1:] if time), default=0)
-        return Depth(queue, (counts[0], counts[1], counts[2], counts[3]), oldest_ms)
-
 
 def _pack_submission(job: Submission) -> Sequence[Argument]:
     return (
@@ -249,17 +189,3 @@ def _unpack_claim(
         id.decode(), token.decode(), queue.decode(), int(priority), int(attempt), int(crashes), body, route,
         tenant.decode(), stream == b"1", int(submitted), int(deadline), int(claimed),
     )  # fmt: skip
-
-
-def _unpack_event(cursor: bytes, fields: list[bytes], id: str = "") -> JobEvent:
-    entry = dict(zip(fields[::2], fields[1::2], strict=True))
-    return JobEvent(
-        cursor=cursor.decode(),
-        id=id or entry[b"id"].decode(),
-        kind=entry[b"kind"].decode(),
-        attempt=int(entry[b"attempt"]),
-        offset=int(entry.get(b"offset", 0)),
-        text=entry.get(b"text", b"").decode(),
-        tokens=int(entry.get(b"tokens", 0)),
-        data=entry.get(b"data", b""),
-    )

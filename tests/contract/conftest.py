@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.contract.bench import Bench, open_bench
 from tests.contract.redis_servers import RedisServer, binary_of
 
 
@@ -30,3 +31,10 @@ def server_of(redis_servers: dict[str, RedisServer], tmp_path_factory: pytest.Te
         return redis_servers[kind]
 
     return get
+
+
+@pytest.fixture(params=["redis6", "redis7", "memory"])
+async def bench(request: pytest.FixtureRequest, server_of) -> AsyncIterator[Bench]:
+    """A queue of every kind in turn."""
+    async for each in open_bench(request.param, lambda kind: server_of(kind).url):
+        yield each
