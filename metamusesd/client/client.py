@@ -22,6 +22,7 @@ from metamusesd.client.outbox import Outbox
 from metamusesd.errors import JobCancelled, JobDead, JobError, JobExpired, JobFailed, JobGone, WaitTimeout
 from metamusesd.job import InferenceRequest, Result, body_digest, encode_request, parse_request
 from metamusesd.queues.base import JobEvent, JobView, Limits, Queue, Receipt, Submission
+from metamusesd.queues.limits import limits_of
 
 SUBMIT_TIMEOUT_S = 30.0
 RESUBMITS = 3  # times that `execute` submits a job again that Redis has lost
@@ -61,7 +62,7 @@ class Client:
     @classmethod
     def from_config(cls, loaded: config.Config) -> Self:
         """A client for the queue of a configuration that is loaded already, with its bounds."""
-        return cls(loaded.redis_url, loaded.redis.prefix, limits=_limits(loaded.queue))
+        return cls(loaded.redis_url, loaded.redis.prefix, limits=limits_of(loaded))
 
     async def __aenter__(self) -> Self:
         await self._queue.open()
@@ -207,16 +208,6 @@ def _error(result: Result) -> JobError:
     error = result.error or {}
     kind = _ERRORS.get(result.state, JobFailed)
     return kind(error.get("message"), id=result.request_id, error=error or None)
-
-
-def _limits(bounds: config.Queue) -> Limits:
-    return Limits(
-        max_jobs=bounds.max_jobs,
-        max_bytes=bounds.max_bytes,
-        max_tenant_jobs=bounds.max_tenant_jobs,
-        max_crashes=bounds.max_crashes,
-        result_ttl_s=bounds.result_ttl_s,
-    )
 
 
 def _connect(url: str | None, prefix: str | None, limits: Limits | None) -> Queue:

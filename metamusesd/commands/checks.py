@@ -108,10 +108,10 @@ def _redis(config: Config) -> Iterator[Finding]:
 
 
 async def _ask_redis(config: Config) -> None:
-    from metamusesd.queues.base import Limits
+    from metamusesd.queues.limits import limits_of
     from metamusesd.queues.redis_queue import RedisQueue
 
-    queue = RedisQueue(config.redis_url, config.redis.prefix, Limits())
+    queue = RedisQueue(config.redis_url, config.redis.prefix, limits_of(config))
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
             await queue.open()

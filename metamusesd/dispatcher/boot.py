@@ -23,7 +23,8 @@ from metamusesd.dispatcher.rounds import Rounds
 from metamusesd.dispatcher.router import TierView
 from metamusesd.errors import QueueRefused, QueueUnavailable
 from metamusesd.log import get_logger
-from metamusesd.queues.base import Limits, Queue
+from metamusesd.queues.base import Queue
+from metamusesd.queues.limits import limits_of
 
 
 def main(birth: Birth) -> int:
@@ -31,11 +32,7 @@ def main(birth: Birth) -> int:
     from metamusesd.queues.redis_queue import RedisQueue
 
     config = birth.config
-    limits = Limits(
-        max_jobs=config.queue.max_jobs, max_bytes=config.queue.max_bytes, max_tenant_jobs=config.queue.max_tenant_jobs,
-        max_crashes=config.queue.max_crashes, result_ttl_s=config.queue.result_ttl_s,
-    )  # fmt: skip
-    return uvloop.run(Boot(birth).run(RedisQueue(config.redis_url, config.redis.prefix, limits)))
+    return uvloop.run(Boot(birth).run(RedisQueue(config.redis_url, config.redis.prefix, limits_of(config))))
 
 
 class Boot:

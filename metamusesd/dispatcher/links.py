@@ -13,7 +13,7 @@ from typing import cast
 
 from metamusesd.board import Board
 from metamusesd.dispatcher.run import Lost, Run
-from metamusesd.dispatcher.scheduler import NOTHING_REFUSED, WorkerLoad
+from metamusesd.dispatcher.scheduler import NOTHING_REFUSED, WorkerLoad, standing
 from metamusesd.errors import WireError
 from metamusesd.log import Logger
 from metamusesd.wire import Finished, Frame, FrameReader, Generate, Hello, Refused, Token, encode
@@ -63,9 +63,10 @@ class Link(asyncio.Protocol):
         self.runs[run.handle] = run
         self.idle.clear()
         claim = run.claim
-        self.load.by_class[claim.priority] += 1
+        self.load.by_class[standing(claim)] += 1
         self.load.prompt_tokens += run.prompt_estimate
-        order = Generate(run.handle, claim.priority, claim.body, False, run.deadline_in_ms(), claim.id, claim.attempt)
+        left_ms = run.deadline_in_ms()
+        order = Generate(run.handle, claim.priority, claim.body, claim.aged, left_ms, claim.id, claim.attempt)
         self._orders.append(order)
         self._soon()
 
@@ -83,7 +84,7 @@ class Link(asyncio.Protocol):
         """It holds no place any more. False: it held none."""
         if self.runs.pop(run.handle, None) is None:
             return False
-        self.load.by_class[run.claim.priority] -= 1
+        self.load.by_class[standing(run.claim)] -= 1
         if not run.first_ns:
             self.computed(run)
         if not self.runs:

@@ -2,6 +2,7 @@
 
 A worker has room for a job of class c while fewer than `slots` of its jobs are of class c or higher, and fewer than
 slots + reserve_slots in all: a critical job gets in over a batch full of low ones, which then yield their steps to it.
+An aged job yields to nobody, and so counts as one of the highest class.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metamusesd.job import Priority
-from metamusesd.queues.base import Want
+from metamusesd.queues.base import Claim, Want
 
 CLASSES = len(Priority)
 WARM_SHARE = 0.15  # of its prompt that a job with a known persona still has to compute, roughly
@@ -26,7 +27,7 @@ class WorkerLoad:
 
     slots: int
     reserve_slots: int
-    by_class: list[int] = field(default_factory=lambda: [0] * CLASSES)  # jobs that it holds, by priority
+    by_class: list[int] = field(default_factory=lambda: [0] * CLASSES)  # jobs that it holds, by standing
     prompt_tokens: int = 0  # sent and not computed yet, estimated
     prefill_rate: float = 0.0  # tokens/s; 0: not measured yet
     decode_rate: float = 0.0
@@ -39,6 +40,11 @@ class WorkerLoad:
             return 0
         rivals = sum(self.by_class[priority:])
         return max(0, min(self.slots - rivals, self.slots + self.reserve_slots - sum(self.by_class)))
+
+
+def standing(claim: Claim) -> int:
+    """The class that a running job counts as beside others."""
+    return CLASSES - 1 if claim.aged else claim.priority
 
 
 def wants(tiers: Mapping[str, Sequence[WorkerLoad]]) -> list[Want]:

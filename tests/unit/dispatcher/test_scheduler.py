@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamusesd.dispatcher.scheduler import WorkerLoad, pick, wants
+from metamusesd.dispatcher.scheduler import WorkerLoad, pick, standing, wants
 from metamusesd.job import Priority
-from metamusesd.queues.base import Want
+from metamusesd.queues.base import Claim, Want
 
 LOW, NORMAL, HIGH, CRITICAL = Priority
+CLAIM = Claim("a", "1:1", "fast", NORMAL, 1, 0, b"{}", b"", "default", True, 0, 0, 0)
 
 loads = st.builds(
     WorkerLoad,
@@ -118,3 +121,13 @@ def test_all_that_is_claimed_finds_a_place(workers: list[WorkerLoad], queue: lis
         place = pick(workers, priority, 10, 10)
         assert place is not None
         workers[place].by_class[priority] += 1
+
+
+def test_an_aged_job_stands_with_the_highest() -> None:
+    """Nobody pre-empts an aged low job, so a worker full of them has no room for a critical one."""
+    aged = replace(CLAIM, priority=LOW, aged=True)
+    assert standing(aged) == CRITICAL
+    assert standing(replace(aged, aged=False)) == LOW
+    load = WorkerLoad(2, 1)
+    load.by_class[standing(aged)] += 2
+    assert load.room(CRITICAL) == load.room(LOW) == 0

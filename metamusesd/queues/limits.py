@@ -1,0 +1,23 @@
+"""Stages 1, 2 · clients, dispatcher, commands · the queue's limits out of the configuration."""
+
+from __future__ import annotations
+
+from metamusesd.config import CLASSES, Config, JobClass
+from metamusesd.queues.base import ClassLimits, Limits
+
+
+def limits_of(config: Config) -> Limits:
+    """What the configuration allows; a class that it does not name has its default."""
+    queue = config.queue
+    low, normal, high, critical = (_class_limits(config.classes.get(name, CLASSES[name])) for name in CLASSES)
+    return Limits(
+        max_jobs=queue.max_jobs, max_bytes=queue.max_bytes, max_tenant_jobs=queue.max_tenant_jobs,
+        max_crashes=queue.max_crashes, result_ttl_s=queue.result_ttl_s, classes=(low, normal, high, critical),
+    )  # fmt: skip
+
+
+def _class_limits(bounds: JobClass) -> ClassLimits:
+    return ClassLimits(
+        max_queue_size=bounds.max_queue_size, max_wait_ms=round(bounds.max_wait_s * 1000),
+        timeout_ms=round(bounds.timeout_s * 1000), timeout_action=bounds.timeout_action,
+    )  # fmt: skip
