@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export MODELS_DIR ?= $(CURDIR)/models
+FAULTS ?= --minutes 5
 
-.PHONY: help setup models demo run test check format lint types contracts bench lock clean
+.PHONY: help setup models demo run test test-faults check format lint types contracts bench faults lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,6 +30,12 @@ run: models  ## the daemon in the foreground, embedded defaults
 
 test: models  ## the default suite
 	$(BIN)/python -m pytest
+
+test-faults: setup  ## the slow fault tests
+	$(BIN)/python -m pytest -m slow_fault
+
+faults: setup  ## the proof: five minutes of random faults, then the oracle; FAULTS="--minutes 1 --seed 3", for instance
+	$(BIN)/python -m benchmarks faults $(FAULTS)
 
 check: models format lint types contracts test  ## what CI and people run: format, lint, types, import contracts, size, tests
 
