@@ -4,55 +4,65 @@
         result = await client.execute(InferenceRequest(user_query="What is a muse?"))
 
 At least once: killing any process of the daemon loses no job. Redis itself may lose the last moments before its own
-crash; `execute` then finds its job gone and submits it again under the same id.
+crash; whoever waits here for a job that this client submitted then finds it gone, and it is submitted again under the
+same id, RESUBMITS times at most.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from metamusesd import config
 from metamusesd.client.feed import Ending, Feed
 from metamusesd.client.inbox import Inbox
+from metamusesd.client.kept import Kept
 from metamusesd.client.outbox import Outbox
-from metamusesd.errors import JobCancelled, JobDead, JobError, JobExpired, JobFailed, JobGone, WaitTimeout
-from metamusesd.job import InferenceRequest, Result, body_digest, encode_request, parse_request
-from metamusesd.queues.base import JobEvent, JobView, Limits, Queue, Receipt, Submission
-from metamusesd.queues.limits import limits_of
+from metamusesd.errors import (
+    DeadlineUnmeetable,
+    JobCancelled,
+    JobDead,
+    JobError,
+    JobExpired,
+    JobFailed,
+    JobGone,
+    QueueTimeout,
+    WaitTimeout,
+)
+from metamusesd.job import TERMINAL, InferenceRequest, Result, body_digest, encode_request, parse_request
+from metamusesd.queues.base import JobEvent, JobView, Position, Queue, Receipt, Submission
 
 SUBMIT_TIMEOUT_S = 30.0
-RESUBMITS = 3  # times that `execute` submits a job again that Redis has lost
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+
+_T = TypeVar("_T")
 
 Request = InferenceRequest | dict[str, Any] | str | bytes
 
 _ERRORS: dict[str, type[JobError]] = {
-    "failed": JobFailed,
     "cancelled": JobCancelled,
     "expired": JobExpired,
     "dead": JobDead,
+    "deadline_unmeetable": DeadlineUnmeetable,
+    "queue_timeout": QueueTimeout,
 }
 
 
 class Client:
     """A producer. Safe for any number of concurrent calls of one event loop; all waits share one connection."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        prefix: str | None = None,
-        queue: Queue | None = None,
-        limits: Limits | None = None,
-    ) -> None:
+    def __init__(self, url: str | None = None, prefix: str | None = None, queue: Queue | None = None) -> None:
         """`queue` replaces the connection that `url` and `prefix` describe; None of them: the built-in defaults."""
-        self._queue = queue or _connect(url, prefix, limits)
+        self._queue = queue or _connect(url, prefix)
+        self._kept = Kept(time.monotonic)
         self._outbox = Outbox(self._queue)
-        self._inbox = Inbox(self._queue)
+        self._inbox = Inbox(self._queue, self._kept.forget)
 
     @classmethod
     def from_env(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
@@ -61,8 +71,8 @@ class Client:
 
     @classmethod
     def from_config(cls, loaded: config.Config) -> Self:
-        """A client for the queue of a configuration that is loaded already, with its bounds."""
-        return cls(loaded.redis_url, loaded.redis.prefix, limits=limits_of(loaded))
+        """A client for the queue of a configuration that is loaded already. Its bounds are the daemon's business."""
+        return cls(loaded.redis_url, loaded.redis.prefix)
 
     async def __aenter__(self) -> Self:
         await self._queue.open()
@@ -83,26 +93,119 @@ class Client:
         Raises InvalidRequest, QueueFull, IdConflict; QueueUnavailable when Redis did not answer within `timeout_s`,
         and then the job may be in all the same: repeat it under the same id.
         """
-        job = self._submission(parse_request(request), watch=watch)
-        if job.reply_to != self._inbox.name:
-            return await self._outbox.put(job, timeout_s)
-        self._inbox.own(job.id)
-        try:
-            receipt = await self._outbox.put(job, timeout_s)
-        except BaseException:
-            self._inbox.disown(job.id)
-            raise
-        if receipt.duplicate:
-            self._inbox.disown(job.id)
-        return receipt
+        return await self._put(self._submission(parse_request(request), watch=watch), timeout_s)
 
     async def stream(self, id: str) -> AsyncGenerator[JobEvent]:
         """All events of a job, also the past ones, each once and in order; ends after the terminal one.
 
-        After `restarted` text begins again at offset 0. The texts since then make up the content of a job that is
-        `done`, even if it was answered without tokens. Raises JobGone.
+        `queued` events say its position while it waits. After `restarted` text begins again at offset 0. The texts
+        since then make up the content of a job that is `done`, even if it was answered without tokens. Raises JobGone.
         """
         _check_id(id)
+        told = False
+        while True:
+            try:
+                async with aclosing(self._events(id)) as events:
+                    async for event in events:
+                        told = True
+                        yield event
+                return
+            except JobGone:
+                if not await self._put_again(id):
+                    raise
+            if told:
+                yield JobEvent("", id, "restarted", data=b"lost")
+
+    async def wait(self, id: str, timeout_s: float | None = None) -> Result:
+        """The result of a job, however it ended: look at its `state`. Raises JobGone and WaitTimeout."""
+        _check_id(id)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        return await self._end(id)
+                    except JobGone:
+                        if not await self._put_again(id):
+                            raise
+        except TimeoutError:
+            raise WaitTimeout(id=id) from None
+
+    async def execute(self, request: Request, timeout_s: float | None = None) -> Result:
+        """Submit, wait, and return the result of a job that is done; no tokens travel meanwhile.
+
+        Raises what `submit` raises; JobFailed, JobCancelled, JobExpired, DeadlineUnmeetable, QueueTimeout, JobDead
+        with the error dict; JobGone when Redis lost the job again and again; WaitTimeout after `timeout_s`. Neither a
+        timeout nor cancelling this call ends the job.
+        """
+        job = self._submission(parse_request(request), stream=False)
+        end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                result = await self._run(job, end_s)
+                break
+            except JobGone:
+                if not (again := self._kept.again(job.id)):
+                    raise
+                job = again
+        self._kept.forget(job.id)
+        if result.state != "done":
+            raise _error(result)
+        return result
+
+    async def cancel(self, id: str) -> str:
+        """Cancel a job. Returns its state then: `cancelled`, how it had ended before, or `gone`."""
+        if not _ID.fullmatch(id):
+            return "gone"
+        self._kept.forget(id)
+        return await self._queue.cancel(id)
+
+    async def status(self, id: str) -> JobView:
+        """How a job stands. Raises JobGone."""
+        _check_id(id)
+        return _there(id, await self._queue.view(id))
+
+    async def position(self, id: str) -> Position:
+        """Where a job stands and when it may start, computed now. Raises JobGone."""
+        _check_id(id)
+        return _there(id, await self._queue.position(id))
+
+    async def dead(self, count: int = 100) -> list[JobView]:
+        """The quarantined jobs, the newest first, with the evidence of their crashes."""
+        return await self._queue.dead(count)
+
+    async def revive(self, id: str) -> str:
+        """Give a dead job another life. Its state then, `gone`, or what it is instead of dead."""
+        return await self._queue.revive(id) if _ID.fullmatch(id) else "gone"
+
+    async def drop(self, id: str) -> str:
+        """Forget a dead job: `dropped`, `gone`, or what it is instead of dead."""
+        return await self._queue.drop(id) if _ID.fullmatch(id) else "gone"
+
+    async def _put(self, job: Submission, timeout_s: float) -> Receipt:
+        """Submit; if it names our mailbox, from now on what the mailbox says of it counts."""
+        ours = job.reply_to == self._inbox.name
+        if ours:
+            self._inbox.own(job.id)
+        try:
+            receipt = await self._outbox.put(job, timeout_s)
+        except BaseException:
+            if ours:
+                self._inbox.disown(job.id)
+            raise
+        if ours and receipt.duplicate:
+            self._inbox.disown(job.id)
+        if job.reply_to and receipt.id == job.id and receipt.state not in TERMINAL:
+            self._kept.keep(job)
+        return receipt
+
+    async def _put_again(self, id: str) -> bool:
+        """Submit once more what Redis has lost. False: it is not ours, or was submitted often enough."""
+        job = self._kept.again(id)
+        if job is not None:
+            await self._put(job, SUBMIT_TIMEOUT_S)
+        return job is not None
+
+    async def _events(self, id: str) -> AsyncGenerator[JobEvent]:
         feed = Feed()
         self._inbox.add(id, feed)
         try:
@@ -115,51 +218,14 @@ class Client:
         finally:
             self._inbox.drop(id, feed)
 
-    async def wait(self, id: str, timeout_s: float | None = None) -> Result:
-        """The result of a job, however it ended: look at its `state`. Raises JobGone and WaitTimeout."""
-        _check_id(id)
+    async def _end(self, id: str) -> Result:
         ending = Ending()
         self._inbox.add(id, ending)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._inbox.catch_up(id)
-                return await ending.future
-        except TimeoutError:
-            raise WaitTimeout(id=id) from None
+            await self._inbox.catch_up(id)
+            return await ending.future
         finally:
             self._inbox.drop(id, ending)
-
-    async def execute(self, request: Request, timeout_s: float | None = None) -> Result:
-        """Submit, wait, and return the result of a job that is done; no tokens travel meanwhile.
-
-        Raises what `submit` raises; JobFailed, JobCancelled, JobExpired, JobDead with the error dict; JobGone when
-        Redis lost the job again and again; WaitTimeout after `timeout_s`. Neither a timeout nor cancelling this
-        call ends the job.
-        """
-        job = self._submission(parse_request(request), stream=False)
-        end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        for again in range(RESUBMITS + 1):
-            try:
-                result = await self._run(job, end_s)
-                break
-            except JobGone:
-                if again == RESUBMITS:
-                    raise
-        if result.state != "done":
-            raise _error(result)
-        return result
-
-    async def cancel(self, id: str) -> str:
-        """Cancel a job. Returns its state then: `cancelled`, how it had ended before, or `gone`."""
-        return await self._queue.cancel(id) if _ID.fullmatch(id) else "gone"
-
-    async def status(self, id: str) -> JobView:
-        """How a job stands. Raises JobGone."""
-        _check_id(id)
-        view = await self._queue.view(id)
-        if view is None:
-            raise JobGone(f"job {id} is not in the queue", id=id)
-        return view
 
     async def _run(self, job: Submission, end_s: float | None) -> Result:
         """Listen before submitting, so that the answer cannot come too early."""
@@ -168,6 +234,7 @@ class Client:
         try:
             patience_s = SUBMIT_TIMEOUT_S if end_s is None else end_s - asyncio.get_running_loop().time()
             receipt = await self._outbox.put(job, patience_s)
+            self._kept.keep(job)
             if receipt.id != id:
                 self._inbox.drop(id, ending)
                 id = receipt.id
@@ -203,16 +270,23 @@ def _check_id(id: str) -> None:
         raise JobGone(f"no job can have the id {id[:130]!a}", id=ascii(id[:130]))
 
 
+def _there(id: str, found: _T | None) -> _T:
+    if found is None:
+        raise JobGone(f"job {id} is not in the queue", id=id)
+    return found
+
+
 def _error(result: Result) -> JobError:
     """The exception of a result that is not `done`."""
     error = result.error or {}
-    kind = _ERRORS.get(result.state, JobFailed)
-    return kind(error.get("message"), id=result.request_id, error=error or None)
+    kind = _ERRORS.get(str(error.get("code"))) if result.state == "failed" else _ERRORS.get(result.state)
+    after_s = error.get("retry_after_s")
+    return (kind or JobFailed)(error.get("message"), id=result.request_id, error=error or None, retry_after_s=after_s)
 
 
-def _connect(url: str | None, prefix: str | None, limits: Limits | None) -> Queue:
+def _connect(url: str | None, prefix: str | None) -> Queue:
     from metamusesd.queues.redis_queue import RedisQueue
 
     defaults = config.Config()
-    queue: Queue = RedisQueue(url or defaults.redis_url, prefix or defaults.redis.prefix, limits or Limits())
+    queue: Queue = RedisQueue(url or defaults.redis_url, prefix or defaults.redis.prefix)
     return queue

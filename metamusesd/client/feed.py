@@ -50,7 +50,7 @@ class Feed:
     It begins closed: what is offered waits for `catch_up`, which brings the past, so that text cannot seem missing.
     """
 
-    __slots__ = ("_error", "_events", "_held", "_offset", "_run", "_started", "_text", "_wake", "ended")
+    __slots__ = ("_error", "_events", "_held", "_offset", "_queued_ms", "_run", "_started", "_text", "_wake", "ended")
     whole = True  # needs every event
 
     def __init__(self) -> None:
@@ -58,6 +58,7 @@ class Feed:
         self._held: list[tuple[JobEvent, int]] | None = []
         self._started = False
         self._run = self._offset = 0
+        self._queued_ms = -1
         self._text: list[str] = []
         self._events: deque[JobEvent] = deque()
         self._error: Exception | None = None
@@ -102,8 +103,10 @@ class Feed:
             self._run = run
         if event.kind == "token":
             return self._add(event)
-        if event.kind in ("queued", "started") and not self._started:
-            self._started = event.kind == "started"
+        if event.kind == "queued":
+            self._move(event)
+        elif event.kind == "started" and not self._started:
+            self._started = True
             self._push(event)
         return False
 
@@ -113,6 +116,16 @@ class Feed:
             self._push(event if event.kind == "restarted" else JobEvent("", event.id, "restarted", event.attempt))
         self._text.clear()
         self._offset, self._started = 0, False
+
+    def _move(self, event: JobEvent) -> None:
+        """Its place while it waits: never an older one after a newer one, and of those that nobody read the last."""
+        at_ms = int(event.cursor.partition("-")[0] or 0)
+        if self._started or self._text or at_ms <= self._queued_ms:
+            return
+        self._queued_ms = at_ms
+        if self._events and self._events[-1].kind == "queued":
+            self._events.pop()
+        self._push(event)
 
     def _add(self, event: JobEvent) -> bool:
         end = event.offset + len(event.text)

@@ -74,9 +74,9 @@ class Watch:
 class Inbox:
     """The waits of one client. All methods belong to one event loop."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, on_end: Callable[[str], None] = lambda id: None) -> None:
         self.name = f"client-{secrets.token_hex(8)}"
-        self._queue = queue
+        self._queue, self._on_end = queue, on_end
         self._cursor = "0"
         self._watches: dict[str, Watch] = {}
         self._own: dict[str, int] = {}  # jobs whose whole life is in our mailbox: how often each was restarted
@@ -172,6 +172,7 @@ class Inbox:
                 self._deliver(watch, event, run)
             elif event.kind in ENDS:
                 self._own.pop(event.id, None)
+                self._on_end(event.id)
 
     def _deliver(self, watch: Watch, event: JobEvent, run: int | None) -> None:
         """Hand an event to all who wait for its job. Without its run, only an end means something."""
@@ -185,6 +186,7 @@ class Inbox:
             except Exception as error:  # a result that is not one: the trouble of its readers, not of the mailbox
                 waiter.fail(error)
         if ended:
+            self._on_end(watch.id)
             self.disown(watch.id)
             self._forget(watch)
 

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from metamusesd.client.client import SUBMIT_TIMEOUT_S, Client, Request
 from metamusesd.config import Config
 from metamusesd.job import Result
-from metamusesd.queues.base import JobEvent, JobView, Queue, Receipt
+from metamusesd.queues.base import JobEvent, JobView, Position, Queue, Receipt
 
 T = TypeVar("T")
 
@@ -110,6 +110,22 @@ class SyncClient:
     def status(self, id: str) -> JobView:
         """As Client."""
         return self._call(self._opened.status(id))
+
+    def position(self, id: str) -> Position:
+        """As Client."""
+        return self._call(self._opened.position(id))
+
+    def dead(self, count: int = 100) -> list[JobView]:
+        """As Client."""
+        return self._call(self._opened.dead(count))
+
+    def revive(self, id: str) -> str:
+        """As Client."""
+        return self._call(self._opened.revive(id))
+
+    def drop(self, id: str) -> str:
+        """As Client."""
+        return self._call(self._opened.drop(id))
 
     @property
     def _opened(self) -> Client:

@@ -9,20 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamusesd.client import Client, SyncClient, inbox
+from metamusesd.client import Client, SyncClient, inbox, kept
 from metamusesd.client.feed import MERGE_ABOVE, Feed
 from metamusesd.errors import (
+    DeadlineUnmeetable,
     IdConflict,
     InvalidRequest,
     JobDead,
     JobFailed,
     JobGone,
     QueueFull,
+    QueueTimeout,
     QueueUnavailable,
     WaitTimeout,
 )
 from metamusesd.job import Result, encode_result
-from metamusesd.queues.base import JobEvent, JobView, Receipt, Submission
+from metamusesd.queues.base import JobEvent, JobView, Position, Receipt, Submission
 
 
 def token(text: str, offset: int, attempt: int = 1) -> JobEvent:
@@ -89,6 +91,18 @@ class StubQueue:
 
     async def cancel(self, id: str) -> str:
         return "cancelled" if id in self.jobs else "gone"
+
+    async def position(self, id: str) -> Position | None:
+        return Position(id, "queued", "ingress", 3) if id in self.jobs else None
+
+    async def dead(self, count: int = 100) -> list[JobView]:
+        return [JobView("d", "dead", 1, 3, 3, "default", 0)][:count]
+
+    async def revive(self, id: str) -> str:
+        return "queued" if id == "d" else "gone"
+
+    async def drop(self, id: str) -> str:
+        return "dropped" if id == "d" else "gone"
 
     async def _read(self, entries: list[JobEvent], after: str, block_ms: int) -> list[JobEvent]:
         if block_ms and len(entries) <= int(after):
@@ -243,6 +257,44 @@ def test_feed_whatever_is_lost_doubled_or_late(data: st.DataObject) -> None:
     assert feed._events[-1].kind == "done"
 
 
+def place(at_ms: int, ahead: int) -> JobEvent:
+    return JobEvent(f"{at_ms}-0", "j", "queued", data=b'{"queue":"fast","ahead":%d}' % ahead)
+
+
+def test_feed_passes_positions_in_order() -> None:
+    """Positions from two sources come once, never an older one after a newer one, and none after the start."""
+    feed = open_feed()
+    for event in (place(1, 9), place(2, 5)):
+        feed.offer(event)
+    assert [event.data for event in feed._events] == [place(2, 5).data], "of those that nobody read only the last"
+    feed.offer(JobEvent("3-0", "j", "started"))
+    for event in (place(1, 9), place(2, 5), place(4, 1), token("a", 0), end("a")):
+        feed.offer(event)
+    assert [kind for kind, _, _ in seen(feed)] == ["queued", "started", "token", "done"]
+
+
+def test_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By jobs, by bytes, by tries, and by the deadline, of which only the rest is given again."""
+    monkeypatch.setattr(kept, "KEPT_JOBS", 2)
+    monkeypatch.setattr(kept, "KEPT_BYTES", 10)
+    clock = [0.0]
+    keeper = kept.Kept(lambda: clock[0])
+    for id in "abc":
+        keeper.keep(Submission(id, b"body", "d", 1, deadline_ms=3000))
+    assert keeper.again("a") is None and keeper.again("c")
+    clock[0] = 2.0
+    again = keeper.again("b")
+    assert again is not None and again.deadline_ms == 1000
+    assert [bool(keeper.again("b")) for _ in range(3)] == [True, True, False]
+    clock[0] = 3.0
+    assert keeper.again("c") is None
+    keeper.keep(Submission("large", b"x" * 11, "d", 1))
+    assert keeper.again("large") is None
+    keeper.forget("c")
+    keeper.forget("c")
+    assert keeper.again("c") is None
+
+
 # submit
 
 
@@ -348,6 +400,71 @@ async def test_a_lost_job_is_submitted_again(queue: StubQueue, quick: None) -> N
         queue.post(done("j"))
         assert (await call).state == "done"
     assert queue.calls == [["j"], ["j"]]
+
+
+async def test_a_lost_job_is_submitted_again_for_its_readers(queue: StubQueue, quick: None) -> None:
+    """Who streams a job that this client submitted hears `restarted` and the answer; who waits for it, its result."""
+    async with Client(queue=queue) as client:
+        await client.submit({"user_query": "q", "id": "j"})
+        queue.post(token("lost", 0))
+        reading = client.stream("j")
+        waiting = asyncio.create_task(client.wait("j"))
+        assert (await anext(reading)).text == "lost"
+        queue.own.clear()
+        del queue.jobs["j"]
+        await queue.arrived()
+        queue.post(done("j", "again"))
+        assert [event.kind async for event in reading] == ["restarted", "token", "done"]
+        assert (await waiting).content == "again"
+    assert ["j"] * 2 <= [id for call in queue.calls for id in call] <= ["j"] * 3
+
+
+@pytest.mark.parametrize("how", ["ended", "cancelled", "foreign"])
+async def test_what_is_over_or_not_ours_is_gone(queue: StubQueue, quick: None, how: str) -> None:
+    """A job whose end this client saw, that it cancelled, or that another one submitted, is never submitted again."""
+    async with Client(queue=queue) as client, Client(queue=queue) as other:
+        await client.submit({"user_query": "q", "id": "j"})
+        if how == "ended":
+            queue.post(done("j"))
+            await client.wait("j")
+            queue.results.clear()
+            queue.own.clear()
+        if how == "cancelled":
+            await client.cancel("j")
+        queue.jobs.clear()
+        with pytest.raises(JobGone):
+            await (other if how == "foreign" else client).wait("j")
+    assert queue.calls == [["j"]]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("deadline_unmeetable", DeadlineUnmeetable), ("queue_timeout", QueueTimeout)]
+)
+async def test_a_refusal_after_acceptance_says_when_to_try_again(queue: StubQueue, code: str, kind: type) -> None:
+    """A job that would have come too late, or waited too long, raises its own error with `retry_after_s`."""
+    async with Client(queue=queue) as client:
+        call = asyncio.create_task(client.execute({"user_query": "q", "id": "j"}))
+        await queue.arrived()
+        queue.post(done("j", "", "failed", {"code": code, "message": "too late", "retry_after_s": 2.5}))  # type: ignore[dict-item]
+        with pytest.raises(kind, match="too late") as caught:
+            await call
+    assert caught.value.fields["retry_after_s"] == 2.5 and caught.value.retryable
+
+
+async def test_position_and_quarantine(queue: StubQueue) -> None:
+    """What the queue says of places and of dead jobs reaches the caller; unknown jobs are gone."""
+    async with Client(queue=queue) as client:
+        await client.submit({"user_query": "q", "id": "j"})
+        assert (await client.position("j")).ahead == 3
+        with pytest.raises(JobGone):
+            await client.position("nobody")
+        assert [view.id for view in await client.dead(5)] == ["d"]
+        assert [await client.revive("d"), await client.revive("x"), await client.revive("a b")] == [
+            "queued",
+            "gone",
+            "gone",
+        ]
+        assert [await client.drop("d"), await client.drop("x"), await client.drop("a b")] == ["dropped", "gone", "gone"]
 
 
 async def test_a_job_lost_for_ever_is_gone(queue: StubQueue, quick: None) -> None:
@@ -501,8 +618,10 @@ def test_sync_client_is_the_same_in_blocking() -> None:
         receipt = client.submit({"user_query": "q", "id": "b"})
         assert [event.kind for event in client.stream(receipt.id)] == ["token", "done"]
         assert client.wait("b").state == "done"
-        assert client.status("b").id == "b"
+        assert client.status("b").id == client.position("b").id == "b"
         assert client.cancel("c") == "gone"
+        assert [view.id for view in client.dead()] == ["d"]
+        assert (client.revive("d"), client.drop("d")) == ("queued", "dropped")
     client.close()
     assert threading.active_count() == threads
     with pytest.raises(RuntimeError):
