@@ -14,7 +14,8 @@ from typing import Any
 from metamusesd.errors import QueueRefused, QueueUnavailable
 from metamusesd.queues.redis_link import REPLY_ERROR, Argument, Link, connect, parse_address, translate
 
-SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce")
+SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce",
+           "position", "push", "revive", "drop")  # fmt: skip
 PROTOCOL = b"1"  # the form of the keys; change it with any change that older scripts would trip over
 BLOCKING_LINKS = 16  # blocking reads at one time; more wait for their turn
 

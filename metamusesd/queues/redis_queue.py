@@ -7,7 +7,6 @@ what the methods promise in `base.Queue`. This file only packs and unpacks.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from metamusesd.queues.base import (
     Receipt,
     Requeue,
     Routed,
+    Service,
     Settlement,
     Submission,
     Suspect,
@@ -77,6 +77,16 @@ class RedisQueue(RedisViews):
         state: bytes = await self._door.script("cancel", *self._ends, id)
         return state.decode()
 
+    async def revive(self, id: str) -> str:
+        """See base.Queue and lua/revive.lua."""
+        state: bytes = await self._door.script("revive", *self._ends, id)
+        return state.decode()
+
+    async def drop(self, id: str) -> str:
+        """See base.Queue and lua/drop.lua."""
+        answer: bytes = await self._door.script("drop", id)
+        return answer.decode()
+
     # the dispatcher
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
@@ -129,8 +139,15 @@ class RedisQueue(RedisViews):
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """See base.Queue."""
-        rates = json.dumps(host.rates)
-        await self._door.script("announce", host.owner, round(ttl_s * 1000), " ".join(host.tiers), rates)
+        args: list[Argument] = [host.owner, round(ttl_s * 1000)]
+        for tier, service in host.tiers.items():
+            args += (tier, *_pack_service(service))
+        await self._door.script("announce", *args)
+
+    async def push(self, tier: str, most: int = 100) -> int:
+        """See base.Queue and lua/push.lua."""
+        written: int = await self._door.script("push", *self._ends, tier, min(most, BATCH))
+        return written
 
     # how
 
@@ -166,6 +183,11 @@ def _pack_settlement(end: Settlement) -> Sequence[Argument]:
 def _pack_requeue(job: Requeue) -> Sequence[Argument]:
     crashed = job.crashed + (job.crashed and job.alone)
     return job.id, job.token, job.reason, crashed, int(job.burn), job.delay_ms, int(job.reroute)
+
+
+def _pack_service(service: Service) -> Sequence[Argument]:
+    start, p50, p90 = (round(number * 1000) for number in (service.start_hz, service.factor_p50, service.factor_p90))
+    return service.model, max(service.free, 0), max(start, int(service.start_hz > 0)), p50, p90
 
 
 def _unpack_verdicts(reply: list[bytes]) -> list[Verdict]:

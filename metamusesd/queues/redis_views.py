@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 
 from metamusesd.job import TERMINAL
-from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, JobEvent, JobView
+from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, Host, JobEvent, JobView, Position, Service
 from metamusesd.queues.redis_door import RedisDoor
 
 READ_COUNT = 1000  # stream entries of one read
-VIEW_FIELDS = ("state", "prio", "attempt", "crashes", "tenant", "submitted", "route", "owner", "body")
+VIEW_FIELDS = ("state", "prio", "attempt", "crashes", "tenant", "submitted", "route", "owner", "retries", "reason",
+               "ended", "evidence")  # fmt: skip
 
 
 class RedisViews:
@@ -21,14 +22,8 @@ class RedisViews:
 
     async def view(self, id: str) -> JobView | None:
         """See base.Queue."""
-        fields = await self._door.ask("HMGET", f"{self.prefix}:job:{id}", *VIEW_FIELDS)
-        if fields[0] is None:
-            return None
-        state, prio, attempt, crashes, tenant, submitted, route, owner, body = (field or b"" for field in fields)
-        return JobView(
-            id, state.decode(), int(prio), int(attempt), int(crashes), tenant.decode(), int(submitted), route,
-            owner.decode(), body,
-        )  # fmt: skip
+        fields = await self._door.ask("HMGET", f"{self.prefix}:job:{id}", *VIEW_FIELDS, "body")
+        return _unpack_view(id, fields) if fields[0] is not None else None
 
     async def result(self, id: str) -> bytes | None:
         """See base.Queue."""
@@ -47,6 +42,27 @@ class RedisViews:
     async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
         """See base.Queue."""
         return [_unpack_event(*entry) for entry in await self._read(f"{self.prefix}:mail:{name}", after, block_ms)]
+
+    async def position(self, id: str) -> Position | None:
+        """See base.Queue and lua/position.lua."""
+        reply = await self._door.script("position", id)
+        if reply is None:
+            return None
+        state, queue, ahead, p50_ms, p90_ms = reply
+        return Position(id, state.decode(), queue.decode(), ahead, _known(p50_ms), _known(p90_ms))
+
+    async def hosts(self) -> list[Host]:
+        """See base.Queue. A host's hash vanishes when its time is up; that is the truth about it."""
+        owners = [owner.decode() for owner in await self._door.ask("ZRANGE", f"{self.prefix}:hosts", 0, -1)]
+        said = await asyncio.gather(*(self._door.ask("HGETALL", f"{self.prefix}:host:{owner}") for owner in owners))
+        return [_unpack_host(owner, fields) for owner, fields in zip(owners, said, strict=True) if fields]
+
+    async def dead(self, count: int = 100) -> list[JobView]:
+        """See base.Queue. Without their bodies: those are in `view`."""
+        ids = [id.decode() for id in await self._door.ask("ZREVRANGE", f"{self.prefix}:dead", 0, max(count, 1) - 1)]
+        keys = (f"{self.prefix}:job:{id}" for id in ids)
+        found = await asyncio.gather(*(self._door.ask("HMGET", key, *VIEW_FIELDS) for key in keys))
+        return [_unpack_view(id, [*fields, b""]) for id, fields in zip(ids, found, strict=True) if fields[0] == b"dead"]
 
     async def depths(self, queues: Sequence[str]) -> list[Depth]:
         """See base.Queue."""
@@ -73,6 +89,31 @@ class RedisViews:
         now_ms = int(times[0][0]) * 1000 + int(times[0][1]) // 1000
         oldest_ms = max((now_ms - int(time) for time in times[1:] if time), default=0)
         return Depth(queue, (counts[0], counts[1], counts[2], counts[3]), oldest_ms)
+
+
+def _unpack_view(id: str, fields: list[bytes | None]) -> JobView:
+    (state, prio, attempt, crashes, tenant, submitted, route, owner, retries, reason, ended, evidence, body) = (
+        field or b"" for field in fields
+    )
+    return JobView(
+        id, state.decode(), int(prio), int(attempt), int(crashes), tenant.decode(), int(submitted), route,
+        owner.decode(), body, int(retries or 0), reason.decode(), int(ended or 0), tuple(evidence.splitlines()),
+    )  # fmt: skip
+
+
+def _unpack_host(owner: str, fields: list[bytes]) -> Host:
+    said = dict(zip(fields[::2], fields[1::2], strict=True))
+    tiers = said[b"tiers"].decode().split()
+    return Host(owner, {tier: _unpack_service(said[f"tier:{tier}".encode()]) for tier in tiers})
+
+
+def _unpack_service(said: bytes) -> Service:
+    free, start, p50, p90, model = said.split(b" ", 4)
+    return Service(model.decode(), int(free), int(start) / 1000, int(p50) / 1000, int(p90) / 1000)
+
+
+def _known(ms: int) -> int | None:
+    return ms if ms >= 0 else None
 
 
 def _unpack_event(cursor: bytes, fields: list[bytes], id: str = "") -> JobEvent:

@@ -1,16 +1,46 @@
--- announce · register a dispatcher among the live hosts, until its time-to-live ends
+-- announce · register a dispatcher among the live hosts, with what it serves, until its time-to-live ends
 --
 -- KEYS  p
--- ARGV  owner ttl_ms tiers(separated by spaces) rates(JSON, jobs/s by tier)
+-- ARGV  owner ttl_ms, then for each tier: tier model free start_milli_hz factor_p50_milli factor_p90_milli
+--       free: places that a job could take now; start_milli_hz: jobs started in 1000 s while jobs waited, 0 when nobody
+--       knows yet; the factors, times 1000: real wait / raw prediction, see position.lua
 -- reply 1
+--
+-- The hash `p:host:<owner>` holds tiers (separated by spaces), seen, and `tier:<tier>` = the four numbers and the model.
 
-local ttl_ms = tonumber(ARGV[2])
-if #ARGV ~= 4 or not ttl_ms or ttl_ms <= 0 then
-  return invalid('arguments', 'do not add up', 'give owner ttl_ms tiers rates')
+local WIDTH, HEAD = 6, 2
+local owner, ttl_ms = ARGV[1], tonumber(ARGV[2])
+
+local function check()
+  if #ARGV < HEAD or (#ARGV - HEAD) % WIDTH ~= 0 or not ttl_ms or ttl_ms <= 0 then
+    return invalid('arguments', 'do not add up', 'see the head of announce.lua')
+  elseif not string.match(owner, '^[%w_.:-]+$') then
+    return invalid('owner', 'not a name', 'use A-Z a-z 0-9 _ . : -')
+  end
+  for a = HEAD, #ARGV - 1, WIDTH do
+    if not string.match(ARGV[a + 1], '^[%w_-]+$') then
+      return invalid('tier', 'not a name', 'use A-Z a-z 0-9 _ -')
+    end
+    for i = 3, WIDTH do
+      if #ARGV[a + i] > 15 or not string.match(ARGV[a + i], '^%d+$') then
+        return invalid('tier', 'one of its numbers is none', 'give whole numbers, 0 or more')
+      end
+    end
+  end
 end
-call('ZREMRANGEBYSCORE', p .. ':hosts', '-inf', now)
-call('ZADD', p .. ':hosts', now + ttl_ms, ARGV[1])
-call('PEXPIRE', p .. ':hosts', ttl_ms)
-call('HSET', p .. ':host:' .. ARGV[1], 'tiers', ARGV[3], 'rates', ARGV[4], 'seen', now)
-call('PEXPIRE', p .. ':host:' .. ARGV[1], ttl_ms)
+
+local mistake = check()
+if mistake then return mistake end
+local key, hosts, tiers, fields = p .. ':host:' .. owner, p .. ':hosts', {}, {}
+for a = HEAD, #ARGV - 1, WIDTH do
+  tiers[#tiers + 1] = ARGV[a + 1]
+  fields[#fields + 1] = 'tier:' .. ARGV[a + 1]
+  fields[#fields + 1] = table.concat(ARGV, ' ', a + 3, a + WIDTH) .. ' ' .. ARGV[a + 2]
+end
+call('ZREMRANGEBYSCORE', hosts, '-inf', now)
+call('DEL', key) -- what it does not serve any more
+call('HSET', key, 'tiers', table.concat(tiers, ' '), 'seen', now_text, unpack(fields))
+call('PEXPIRE', key, ttl_ms)
+call('ZADD', hosts, format('%.0f', now + ttl_ms), owner)
+if call('PTTL', hosts) < ttl_ms then call('PEXPIRE', hosts, ttl_ms) end -- another host may have promised to live longer
 return 1

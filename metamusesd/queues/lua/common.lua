@@ -1,4 +1,4 @@
--- common.lua · what the scripts share · protocol 1
+-- common.lua · what the scripts share · protocol 2
 --
 -- The text of script X is this file followed by X.lua, always:   SCRIPT LOAD "$(cat common.lua submit.lua)"
 --
@@ -10,7 +10,9 @@
 --   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, ended
 --   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
---   p:counters                  hash    jobs, bytes, jobs:<tenant>, bytes:<tenant>: what is not terminal
+--   p:live                      zset    id → sequence: the jobs that are not terminal
+--   p:counters                  hash    jobs, bytes, jobs:<tenant>, jobs:class:<prio>: how many those are
+--   p:limits                    hash    what configure wrote, and drain_milli_hz: jobs started per 1000 s, by all hosts
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
 --   p:seq, p:protocol  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
@@ -24,13 +26,17 @@ local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
 local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
 local MARKER_TTL_MS = '60000'
 local JOB = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to',
-             'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back'}
+             'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back', 'retries'}
 -- What a hash need not hold: submit leaves these out, and `read` puts them in.
 local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '', started = '0', written = '0',
-                 owner = '', back = '', body = '', route = ''}
+                 owner = '', back = '', retries = '0', body = '', route = ''}
+-- What holds until a daemon has configured the queue.
+local LIMITS = {max_jobs = '100000', max_bytes = '1073741824', max_tenant_jobs = '50000', result_ttl_s = '600',
+                stream_cap = '10000', mail_cap = '20000'}
 local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
 local delta, mailed, touched = {}, {}, {} -- counters, mailboxes, queues that this call changed: `close` sees to them
+local born, gone = {}, {} -- sequence, id …; id …: jobs that became live or ended in this call
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -74,6 +80,25 @@ local function set_bounds(ttl_s, stream, mail)
   result_ttl_ms, stream_cap, mail_cap = format('%.0f', ttl_s * 1000), stream, mail
 end
 
+-- The published limits of these names, as numbers, 0 for what is not there; whoever may write, garbage harms nobody.
+local function published(...)
+  local names, found, limits = {...}, redis.pcall('HMGET', p .. ':limits', ...), {}
+  for i, name in ipairs(names) do limits[name] = tonumber(found[i] or nil) or tonumber(LIMITS[name] or 0) end
+  return limits
+end
+
+-- When a hundredth of `jobs` (at least one) will have started, as text; a second when nobody has measured.
+local function room_after_ms(jobs, drain_milli_hz)
+  if drain_milli_hz <= 0 then return '1000' end
+  return format('%.0f', math.min(math.max(math.max(jobs / 100, 1) * 1000000 / drain_milli_hz, 100), 60000))
+end
+
+-- For producers' scripts: the bounds come from the published limits.
+local function read_bounds()
+  local limits = published('result_ttl_s', 'stream_cap', 'mail_cap')
+  set_bounds(limits.result_ttl_s, format('%.0f', limits.stream_cap), format('%.0f', limits.mail_cap))
+end
+
 -- One entry to every mailbox of the job.
 local function send_mail(id, job, ...)
   if job.reply_to == '' then return end
@@ -95,11 +120,17 @@ local function count(field, by)
   delta[field] = (delta[field] or 0) + by
 end
 
-local function count_job(tenant, jobs, bytes)
-  count('jobs', jobs)
-  count('bytes', bytes)
-  count('jobs:' .. tenant, jobs)
-  count('bytes:' .. tenant, bytes)
+-- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
+local function count_job(id, job, by)
+  count('jobs', by)
+  count('bytes', by * (tonumber(job.bytes) or 0))
+  count('jobs:' .. job.tenant, by)
+  count('jobs:class:' .. job.prio, by)
+  if by > 0 then
+    born[#born + 1], born[#born + 2] = format('%.0f', job.score % STRIDE), id
+  else
+    gone[#gone + 1] = id
+  end
 end
 
 -- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it costs one poll interval.
@@ -113,6 +144,8 @@ end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
 local function close()
+  if gone[1] then call('ZREM', p .. ':live', unpack(gone)) end
+  if born[1] then call('ZADD', p .. ':live', unpack(born)) end
   local jobs = delta.jobs or 0
   delta.jobs = nil
   if jobs ~= 0 and call('HINCRBY', p .. ':counters', 'jobs', jobs) <= 0 then
@@ -167,7 +200,7 @@ local function finish(id, job, state, result)
   if job.deadline ~= '0' then call('ZREM', p .. ':deadlines', id) end
   if job.idem ~= '' then call('PEXPIRE', p .. ':idem:' .. job.tenant .. ':' .. job.idem, ttl_ms) end
   call('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state)
-  count_job(job.tenant, -1, -tonumber(job.bytes))
+  count_job(id, job, -1)
 end
 
 -- The result JSON of a job that ends without a worker's answer. `id` needs no escaping: submit has checked it.
@@ -185,7 +218,7 @@ end
 -- have read no text and the attempt does not count (`burnt`), they hear nothing, and nothing at the next claim either.
 local function give_back(id, job, reason, delay_ms, burnt)
   call('HSET', key_of(id), 'attempt', job.attempt, 'crashes', job.crashes, 'tiers', job.tiers, 'back', job.token,
-       'reason', reason)
+       'reason', reason, 'retries', job.retries)
   if job.started == '1' and (burnt or job.written ~= '0') then
     call('HSET', key_of(id), 'started', '0', 'written', '0')
     emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', reason)
@@ -196,4 +229,59 @@ local function give_back(id, job, reason, delay_ms, burnt)
   else
     put_back(id, job)
   end
+end
+
+-- The key of the job's idempotency key while it still names this job, else nil.
+local function own_idem_key(id, job)
+  if job.idem == '' then return nil end
+  local key = p .. ':idem:' .. job.tenant .. ':' .. job.idem
+  local value = call('GET', key)
+  return value and string.match(value, '^%S* (.*)$') == id and key or nil
+end
+
+local NEVER = math.huge
+local services, live_hosts = {}, nil -- read once a call
+
+-- What the live hosts announced for `tier`, together: free places, starts in 1000 s, factors weighted by the starts.
+local function service(tier)
+  if services[tier] then return services[tier] end
+  local sum = {free = 0, milli_hz = 0, p50 = 0, p90 = 0}
+  live_hosts = live_hosts or call('ZRANGEBYSCORE', p .. ':hosts', '(' .. now_text, '+inf')
+  for _, owner in ipairs(live_hosts) do
+    local said = call('HGET', p .. ':host:' .. owner, 'tier:' .. tier) or ''
+    local free, milli_hz, p50, p90 = string.match(said, '^(%d+) (%d+) (%d+) (%d+) ')
+    if free then
+      sum.free, sum.milli_hz = sum.free + free, sum.milli_hz + milli_hz
+      sum.p50, sum.p90 = sum.p50 + milli_hz * p50, sum.p90 + milli_hz * p90
+    end
+  end
+  services[tier] = sum
+  return sum
+end
+
+-- Milliseconds until a job with `ahead` jobs before it starts in `tier`, p50 and p90; NEVER when nobody has measured:
+--   start_pX = factor_pX · (ahead + 1 - free places) / starts a second
+local function start_of(tier, ahead)
+  local sum = service(tier)
+  if sum.milli_hz == 0 then return NEVER, NEVER end
+  local raw = math.max(0, ahead + 1 - sum.free) / sum.milli_hz * 1000 -- factors and starts come times 1000: this is ms
+  return math.floor(raw * (sum.p50 / sum.milli_hz) + 0.5), math.floor(raw * (sum.p90 / sum.milli_hz) + 0.5)
+end
+
+-- Where a job (state, tiers) will be served soonest: queue, ahead, p50, p90; -1 for NEVER. Among equals the smallest
+-- `ahead`, then the router's order. '', 0, -1, -1 when it waits nowhere.
+local function place(id, job)
+  local queues = job.state == 'queued' and 'ingress' or job.state == 'ready' and job.tiers or ''
+  local best, best_ahead, best_p50, best_p90 = '', 0, NEVER, NEVER
+  for queue in string.gmatch(queues, '%S+') do
+    local ahead = call('ZRANK', queue_key(queue), id)
+    if ahead then
+      local p50, p90 = start_of(queue, ahead)
+      if best == '' or p50 < best_p50
+        or p50 == best_p50 and (p90 < best_p90 or p90 == best_p90 and ahead < best_ahead) then
+        best, best_ahead, best_p50, best_p90 = queue, ahead, p50, p90
+      end
+    end
+  end
+  return best, best_ahead, best_p50 < NEVER and best_p50 or -1, best_p90 < NEVER and best_p90 or -1
 end

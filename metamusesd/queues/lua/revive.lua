@@ -1,0 +1,38 @@
+-- revive · give a dead job another life: back to ingress in its old place, with no crashes and no deadline
+--
+-- KEYS  p
+-- ARGV  result_ttl_s stream_cap mail_cap id
+-- reply queued | gone | the job's state, when it is not dead: then nothing was changed
+--
+-- Its evidence stays with it. `submitted` becomes now: what it waits is counted from here. Its stream loses the `dead`
+-- entry, so that a stream has one end, and says `restarted` with data `revived`; mailboxes keep both.
+
+if #ARGV ~= 4 or not tonumber(ARGV[1]) then
+  return invalid('arguments', #ARGV .. ' given', 'give result_ttl_s stream_cap mail_cap id')
+end
+set_bounds(ARGV[1], ARGV[2], ARGV[3])
+local id, job = ARGV[4], read(ARGV[4])
+
+-- The stream without its end.
+local function reopen(events)
+  local last = call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  if last and last[2][2] == 'dead' then call('XDEL', events, last[1]) end
+  call('PERSIST', events)
+end
+
+call('ZREM', p .. ':dead', id)
+if not job then return 'gone' end
+if job.state ~= 'dead' then return job.state end
+local key, idem_key = key_of(id), own_idem_key(id, job)
+job.attempt, job.tiers = format('%.0f', job.attempt + 1), ''
+call('DEL', p .. ':result:' .. id)
+call('HDEL', key, 'deadline', 'ended', 'told', 'back', 'tiers', 'route')
+call('PERSIST', key)
+reopen(p .. ':events:' .. id)
+if idem_key then call('PERSIST', idem_key) else call('HDEL', key, 'idem') end
+put_back(id, job, 'attempt', job.attempt, 'crashes', '0', 'retries', '0', 'started', '0', 'written', '0', 'queue',
+         'ingress', 'submitted', now_text, 'reason', 'revived')
+emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', 'revived')
+count_job(job.tenant, 1, tonumber(job.bytes))
+close()
+return job.state
