@@ -28,8 +28,9 @@ from metamusesd.queues.base import (
     Want,
     receipt,
 )
+from metamusesd.queues.memory_dead import drop, revive
 from metamusesd.queues.memory_store import Job, Store, check
-from metamusesd.queues.memory_views import MemoryViews
+from metamusesd.queues.memory_views import MemoryViews, as_announced, push
 
 DEFAULTS = Limits()
 
@@ -42,7 +43,6 @@ class MemoryQueue(MemoryViews):
     ) -> None:
         self._store = Store(limits, now_ms)
         self._claimed: dict[str, tuple[str, list[str]]] = {}
-        self.hosts: dict[str, tuple[Host, int]] = {}
 
     def __repr__(self) -> str:
         return f"<MemoryQueue {len(self._store.jobs)} jobs>"
@@ -72,6 +72,14 @@ class MemoryQueue(MemoryViews):
         if job.state not in TERMINAL:
             self._store.fail(job, "cancelled")
         return job.state
+
+    async def revive(self, id: str) -> str:
+        """See base.Queue and lua/revive.lua."""
+        return revive(self._store, id)
+
+    async def drop(self, id: str) -> str:
+        """See base.Queue and lua/drop.lua."""
+        return drop(self._store, id)
 
     # the dispatcher
 
@@ -145,7 +153,11 @@ class MemoryQueue(MemoryViews):
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """See base.Queue."""
-        self.hosts[host.owner] = (host, self._store.now_ms() + round(ttl_s * 1000))
+        self._store.hosts[host.owner] = as_announced(host), self._store.now_ms() + round(ttl_s * 1000)
+
+    async def push(self, tier: str, most: int = 100) -> int:
+        """See base.Queue and lua/push.lua."""
+        return push(self._store, tier, most)
 
     # one entry of a call
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from metamusesd.errors import InvalidRequest
 from metamusesd.job import MAX_BODY_BYTES, TERMINAL, Result, encode_result
-from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, JobEvent, Limits, Submission, Verdict
+from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, Host, JobEvent, Limits, Submission, Verdict
 
 DEAD_TTL_MS = 86_400_000
 MESSAGES = {
@@ -45,6 +45,11 @@ class Job:
     ends_ms: int = 0  # the record vanishes then
     body: bytes = b""
     result: bytes | None = None
+    ended_ms: int = 0
+    told: str = ""  # the position that was pushed last
+    retries: int = 0
+    reason: str = ""
+    evidence: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -74,7 +79,10 @@ class Store:
         self.markers: set[str] = set()
         self.touched: set[str] = set()
         self.streams = Streams()
-        self._idem: dict[tuple[str, str], str] = {}
+        self.hosts: dict[str, tuple[Host, int]] = {}  # and until when each lives
+        self.pushed: dict[str, int] = {}  # by tier: until when nobody else pushes positions
+        self.dropped: dict[str, int] = {}  # by id: until when a repeated drop is answered
+        self.idem: dict[tuple[str, str], str] = {}
         self._sequence = 0
         self._changed = asyncio.Event()
 
@@ -87,7 +95,7 @@ class Store:
         return job
 
     def accept(self, sent: Submission) -> tuple[str, str, str]:
-        keyed = self._idem.get((sent.tenant, sent.idempotency_key), "") if sent.idempotency_key else ""
+        keyed = self.idem.get((sent.tenant, sent.idempotency_key), "") if sent.idempotency_key else ""
         for id, what in ((keyed, "idempotency_key"), (sent.id, "id")):
             job = self.get(id)
             if job is None:
@@ -106,7 +114,7 @@ class Store:
             now + sent.deadline_ms if sent.deadline_ms else 0, [sent.reply_to] if sent.reply_to else [], body=sent.body,
         )  # fmt: skip
         if sent.idempotency_key:
-            self._idem[(sent.tenant, sent.idempotency_key)] = sent.id
+            self.idem[(sent.tenant, sent.idempotency_key)] = sent.id
         return "new", sent.id, "queued"
 
     def _bound_reached(self, sent: Submission) -> str:
@@ -149,7 +157,7 @@ class Store:
         id, limits = job.submission.id, self.limits
         ttl_ms = DEAD_TTL_MS if state == "dead" else limits.result_ttl_s * 1000
         job.state, job.result, job.ends_ms = str(state), result, self.now_ms() + ttl_ms
-        job.body = job.body if state == "dead" else b""
+        job.ended_ms, job.body = self.now_ms(), job.body if state == "dead" else b""
         self.streams.add(f"events:{id}", limits.stream_cap, id, str(state), job.attempt, data=result)
         for box in job.boxes:
             self.streams.add(f"mail:{box}", limits.mail_cap, id, str(state), job.attempt, data=result)
@@ -161,7 +169,7 @@ class Store:
         self.finish(job, state, encode_result(result))
 
     def give_back(self, job: Job, reason: str, delay_ms: int = 0, burnt: bool = False) -> None:
-        job.back = job.token
+        job.back, job.reason = job.token, reason
         if job.started and (burnt or job.written):
             job.started, job.written = False, 0
             self.emit(job, "restarted", data=reason.encode())

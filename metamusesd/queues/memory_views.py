@@ -1,11 +1,16 @@
-"""Stages 1, 9, 10 · tests · what can be seen of a memory queue: the reads of redis_views."""
+"""Stages 1, 9, 10 · tests · what can be seen of a memory queue: the reads of redis_views, and where a job stands."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from metamusesd.queues.base import Depth, JobEvent, JobView
-from metamusesd.queues.memory_store import Store
+from metamusesd.queues.base import INGRESS, Depth, Host, JobEvent, JobView, Position, Service
+from metamusesd.queues.memory_store import Job, Store
+
+PAUSE_MS, PATIENCE_MS = 900, 500  # as in lua/push.lua
 
 
 class MemoryViews:
@@ -16,13 +21,7 @@ class MemoryViews:
     async def view(self, id: str) -> JobView | None:
         """See base.Queue."""
         job = self._store.get(id)
-        if job is None:
-            return None
-        sent = job.submission
-        return JobView(
-            id, job.state, sent.priority, job.attempt, job.crashes, sent.tenant, job.submitted_ms, job.route, job.owner,
-            job.body,
-        )  # fmt: skip
+        return _view(job) if job else None
 
     async def result(self, id: str) -> bytes | None:
         """See base.Queue."""
@@ -37,6 +36,99 @@ class MemoryViews:
         """See base.Queue."""
         return await self._store.read(f"mail:{name}", after, block_ms)
 
+    async def position(self, id: str) -> Position | None:
+        """See base.Queue and lua/position.lua."""
+        job = self._store.get(id)
+        return place(self._store, job) if job else None
+
+    async def hosts(self) -> list[Host]:
+        """See base.Queue."""
+        return living(self._store)
+
+    async def dead(self, count: int = 100) -> list[JobView]:
+        """See base.Queue. Without their bodies: those are in `view`."""
+        found = [job for job in map(self._store.get, list(self._store.jobs)) if job and job.state == "dead"]
+        found.sort(key=lambda job: (job.ended_ms, job.submission.id), reverse=True)
+        return [replace(_view(job), body=b"") for job in found[: max(count, 1)]]
+
     async def depths(self, queues: Sequence[str]) -> list[Depth]:
         """See base.Queue."""
         return [self._store.depth(queue) for queue in queues]
+
+
+def as_announced(host: Host) -> Host:
+    """`host` with its numbers as lua/announce.lua keeps them: in thousandths."""
+    return Host(host.owner, {tier: _thousandths(service) for tier, service in host.tiers.items()})
+
+
+def living(store: Store) -> list[Host]:
+    """The hosts whose time is not up, the first to go first."""
+    lives = sorted((end_ms, host.owner) for host, end_ms in store.hosts.values() if end_ms > store.now_ms())
+    return [store.hosts[owner][0] for _, owner in lives]
+
+
+def place(store: Store, job: Job) -> Position:
+    """Where it will be served soonest, as `place` in lua/common.lua says."""
+    id, found = job.submission.id, []
+    queues = {"queued": (INGRESS,), "ready": job.tiers}.get(job.state, ())
+    for order, queue in enumerate(queues):
+        ahead = store.waiting(queue).index(job)
+        p50_ms, p90_ms = _start(living(store), queue, ahead)
+        found.append((p50_ms, p90_ms, ahead, order, queue))
+    if not found:
+        return Position(id, job.state)
+    p50_ms, p90_ms, ahead, _, queue = min(found)
+    return Position(id, job.state, queue, ahead, _known(p50_ms), _known(p90_ms))
+
+
+def push(store: Store, tier: str, most: int) -> int:
+    """What lua/push.lua does; how many were written."""
+    waiting, now_ms = store.waiting(tier)[:most], store.now_ms()
+    if not waiting or store.pushed.get(tier, 0) > now_ms:
+        return 0
+    store.pushed[tier] = now_ms + PAUSE_MS
+    return sum(_tell(store, job, tier) for job in waiting)
+
+
+def _tell(store: Store, job: Job, tier: str) -> bool:
+    if job.started or not job.submission.stream or store.now_ms() - job.submitted_ms < PATIENCE_MS:
+        return False
+    stands = place(store, job)
+    told = f"{stands.queue} {stands.ahead}"
+    if stands.queue != tier or job.told == told:
+        return False
+    job.told = told
+    names = ("queue", "ahead", "start_p50_ms", "start_p90_ms")
+    data = json.dumps({name: getattr(stands, name) for name in names}, separators=(",", ":"))
+    store.emit(job, "queued", data=data.encode())
+    return True
+
+
+def _start(hosts: list[Host], tier: str, ahead: int) -> tuple[float, float]:
+    """Milliseconds until a job with `ahead` before it starts, p50 and p90; infinity when nobody has measured."""
+    serving = [host.tiers[tier] for host in hosts if tier in host.tiers]
+    milli_hz = sum(round(each.start_hz * 1000) for each in serving)
+    if milli_hz == 0:
+        return math.inf, math.inf
+    raw = max(0, ahead + 1 - sum(each.free for each in serving)) / milli_hz * 1000
+    p50 = sum(round(each.start_hz * 1000) * round(each.factor_p50 * 1000) for each in serving) / milli_hz
+    p90 = sum(round(each.start_hz * 1000) * round(each.factor_p90 * 1000) for each in serving) / milli_hz
+    return math.floor(raw * p50 + 0.5), math.floor(raw * p90 + 0.5)
+
+
+def _known(ms: float) -> int | None:
+    return int(ms) if ms < math.inf else None
+
+
+def _thousandths(service: Service) -> Service:
+    start_hz, p50, p90 = (round(x * 1000) / 1000 for x in (service.start_hz, service.factor_p50, service.factor_p90))
+    start_hz = max(start_hz, 0.001 if service.start_hz > 0 else 0.0)
+    return Service(service.model, max(service.free, 0), start_hz, p50, p90)
+
+
+def _view(job: Job) -> JobView:
+    sent = job.submission
+    return JobView(
+        sent.id, job.state, sent.priority, job.attempt, job.crashes, sent.tenant, job.submitted_ms, job.route,
+        job.owner, job.body, job.retries, job.reason, job.ended_ms, job.evidence,
+    )  # fmt: skip

@@ -8,7 +8,7 @@
 
 local REPEAT_MS = '60000'
 
-if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give id') end
+if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
 local id = ARGV[1]
 local job, tombstone = read(id), p .. ':dropped:' .. id
 if not job or job.state ~= 'dead' then

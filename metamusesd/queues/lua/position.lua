@@ -8,7 +8,7 @@
 --
 -- `place` in common.lua has the formula. It costs one ZRANK a tier and one HGET a tier and live host.
 
-if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give id') end
+if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
 local job = read(ARGV[1], {'state', 'tiers'})
 if not job then return false end
 return {job.state, place(ARGV[1], job)}

@@ -1,17 +1,15 @@
 -- revive · give a dead job another life: back to ingress in its old place, with no crashes and no deadline
 --
 -- KEYS  p
--- ARGV  result_ttl_s stream_cap mail_cap id
+-- ARGV  id
 -- reply queued | gone | the job's state, when it is not dead: then nothing was changed
 --
 -- Its evidence stays with it. `submitted` becomes now: what it waits is counted from here. Its stream loses the `dead`
 -- entry, so that a stream has one end, and says `restarted` with data `revived`; mailboxes keep both.
 
-if #ARGV ~= 4 or not tonumber(ARGV[1]) then
-  return invalid('arguments', #ARGV .. ' given', 'give result_ttl_s stream_cap mail_cap id')
-end
-set_bounds(ARGV[1], ARGV[2], ARGV[3])
-local id, job = ARGV[4], read(ARGV[4])
+if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
+read_bounds()
+local id, job = ARGV[1], read(ARGV[1])
 
 -- The stream without its end.
 local function reopen(events)
@@ -33,6 +31,6 @@ if idem_key then call('PERSIST', idem_key) else call('HDEL', key, 'idem') end
 put_back(id, job, 'attempt', job.attempt, 'crashes', '0', 'retries', '0', 'started', '0', 'written', '0', 'queue',
          'ingress', 'submitted', now_text, 'reason', 'revived')
 emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', 'revived')
-count_job(job.tenant, 1, tonumber(job.bytes))
+count_job(id, job, 1)
 close()
 return job.state
