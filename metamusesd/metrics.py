@@ -55,14 +55,20 @@ class Family:
 
 
 _STATES = ("done", "failed", "cancelled", "expired", "dead")
-_RESTARTS = ("worker_died", "dispatcher_died", "refused", "lost", "drain", "error")
+_RESTARTS = (
+    "worker_died", "worker_killed", "hung", "dispatcher_died", "refused", "lost", "drain", "retired", "alone", "retry",
+)  # fmt: skip
+_REFUSALS = ("invalid_request", "unknown_tier", "deadline_unmeetable", "internal_error")
 
 FAMILIES = (
     Family("requests_total", "Jobs that reached a terminal state.", {"state": _STATES}),
     Family("request_success_total", "Answers by finish reason.", {"finished_reason": ("stop", "length", "cache")}),
     Family("request_restarts_total", "Attempts that began again.", {"reason": _RESTARTS}),
+    Family("crashes_total", "Jobs under which a worker died.", {"kind": ("crash", "crash_alone", "killed")}),
+    Family("refusals_total", "Jobs that no worker was asked to run.", {"code": _REFUSALS}),
     Family("claims_total", "Jobs claimed by queue.", {"queue": QUEUES}),
-    Family("queue_errors_total", "Calls to Redis that failed.", {"kind": ("unavailable", "refused", "full")}),
+    Family("aged_claims_total", "Jobs that had waited past their class' limit, by queue.", {"queue": QUEUES}),
+    Family("queue_errors_total", "Calls to Redis that failed.", {"kind": ("unavailable", "refused", "full", "fault")}),
     Family("prompt_tokens_total", "Prompt tokens processed.", _BY_TIER),
     Family("generation_tokens_total", "Tokens generated.", _BY_TIER),
     Family("prefix_cache_queries_total", "Prompt tokens looked up in workers' prefix caches.", _BY_TIER),

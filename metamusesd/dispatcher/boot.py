@@ -18,13 +18,16 @@ import uvloop
 from metamusesd import control
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_DIED, Birth
 from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.dispatcher.endings import Retries
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.dispatcher.rounds import Rounds
 from metamusesd.dispatcher.router import TierView
-from metamusesd.errors import QueueRefused, QueueUnavailable
+from metamusesd.errors import QueueError, QueueRefused
 from metamusesd.log import get_logger
 from metamusesd.queues.base import Queue
 from metamusesd.queues.limits import limits_of
+
+CONFIGURE_S = 30.0
 
 
 def main(birth: Birth) -> int:
@@ -54,6 +57,7 @@ class Boot:
         dispatcher = self._dispatcher = Dispatcher(
             queue, self._birth.board, self._tiers, self._owner, self._log, lease_ms=self._lease_ms,
             max_crashes=config.queue.max_crashes,
+            retries=Retries(config.queue.max_retries, config.queue.retry_s, config.queue.retry_most_s),
         )  # fmt: skip
         self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
         dispatcher.ledger.started(os.getpid(), self._birth.generation)
@@ -80,6 +84,7 @@ class Boot:
         dispatcher, rounds = self._dispatcher, self._rounds
         for name in ("renew", "reap", "survey"):
             self._start(getattr(rounds, name)(), name)
+        self._start(self._configure(queue), "limits")
         self._start(dispatcher.outbox.run(), "outbox")
         self._start(dispatcher.pump.watch(), "markers")
         self._start(dispatcher.pump.run(), "claims")
@@ -89,17 +94,27 @@ class Boot:
         while True:
             try:
                 await queue.open()
+                await queue.configure()
                 self._dispatcher.ledger.redis(None)
                 return
-            except QueueUnavailable as error:
-                self._dispatcher.ledger.redis(error)
-                await asyncio.sleep(pause_s(tries))
-                tries += 1
             except QueueRefused as error:
                 self._log.error("redis refused", problem=error.message)
                 control.send(self._birth.control, {"say": "failed", "error": error.to_dict(), "permanent": True})
                 self._leave(EXIT_BAD_CONFIG)
                 await asyncio.Future()
+            except QueueError as error:
+                self._dispatcher.ledger.redis(error)
+                await asyncio.sleep(pause_s(tries))
+                tries += 1
+
+    async def _configure(self, queue: Queue) -> None:
+        """Publish the limits again and again: a Redis that was emptied has forgotten them."""
+        while True:
+            await asyncio.sleep(CONFIGURE_S)
+            try:
+                await queue.configure()
+            except QueueError as error:
+                self._dispatcher.ledger.redis(error)
 
     async def _take_over(self, queue: Queue) -> None:
         """What this instance held under another nonce goes back, unburnt, before anything is claimed."""
@@ -107,7 +122,7 @@ class Boot:
         while True:
             try:
                 reaped = await queue.reap(self._owner, takeover=True)
-            except QueueUnavailable as error:
+            except QueueError as error:
                 self._dispatcher.ledger.redis(error)
                 await asyncio.sleep(pause_s(tries))
                 tries += 1
@@ -145,10 +160,15 @@ class Boot:
             )
             self._start(link, "link")
         elif do == "unlink":
-            exit = message.get("exit")
-            self._dispatcher.fleet.unlink(int(message["row"]), int(message["epoch"]), exit, bool(message.get("hung")))
+            self._dispatcher.fleet.unlink(message)
+        elif do == "retire":
+            self._start(self._retire(int(message["row"]), int(message["epoch"])), "retire")
         elif do == "drain":
             self._drain(float(message.get("within_s", 0.0)))
+
+    async def _retire(self, row: int, epoch: int) -> None:
+        await self._dispatcher.retire(row, epoch, self._birth.config.daemon.drain_s)
+        control.send(self._birth.control, {"say": "retired", "row": row, "epoch": epoch})
 
     def _drain(self, within_s: float) -> None:
         if not self._rounds.draining:

@@ -14,7 +14,8 @@ import asyncio
 import time
 
 from metamusesd.board import Board
-from metamusesd.dispatcher.endings import conclude, refusal
+from metamusesd.dispatcher.alone import Alone
+from metamusesd.dispatcher.endings import Retries, conclude, refusal
 from metamusesd.dispatcher.fleet import Fleet
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.links import Hooks, Link
@@ -37,18 +38,20 @@ class Dispatcher:
 
     def __init__(
         self, queue: Queue, board: Board, tiers: list[TierView], owner: str, log: Logger, *, lease_ms: int = 15_000,
-        max_crashes: int = 3,
+        max_crashes: int = 3, retries: Retries | None = None,
     ) -> None:  # fmt: skip
         names = [tier.name for tier in tiers]
         self.held: set[Run] = set()
         self.ledger = Ledger(board, log)
-        self.outbox = Outbox(queue, self.overruled, self.ledger.redis)
+        self.outbox = Outbox(queue, self.overruled, self.ledger.redis, self.ledger.given_up)
         self.pump = Pump(queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis)
-        hooks = Hooks(ready=_nothing, tokens=self.stream, ended=self._ended, freed=_nothing, lost=_nothing)
+        hooks = Hooks(_nothing, self.stream, self._ended, _nothing, _nothing, lambda link: self.alone.changed(link))
         self.fleet = Fleet(board, names, hooks, self.pump.freed, log)
+        self.alone = Alone(self.fleet, lambda run, link: link.send(run))
         self.emptied = asyncio.Event()
         self.emptied.set()
         self._tiers, self._log, self._alone_after = tiers, log, max(1, max_crashes - 1)
+        self._retries = retries or Retries()
         self._tasks: set[asyncio.Task[None]] = set()
         self._too_long: dict[str, int] = {}  # jobs on their way to a tier with a larger context than this
         self._route_ms: dict[str, float] = {}  # of jobs that were routed here and not claimed for a worker yet
@@ -60,13 +63,14 @@ class Dispatcher:
         """The journey of one job that was claimed for a worker, to its end."""
         run = self.hold(claim)
         try:
-            link = self.fleet.pick(run)
-            if link is None:
-                run.finish(Back("refused"))
+            if run.overdue:
+                run.finish(Verdict.EXPIRED)
             elif claim.crashes >= self._alone_after:
-                await self._send_alone(run, link)
-            else:
+                self.alone.join(run)  # workers died under this job: the next crash shall be its own
+            elif (link := self.fleet.pick(run)) is not None:
                 link.send(run)
+            else:
+                run.finish(Back("refused"))
             end = await run.end  # meanwhile `stream` passes its tokens on
             await self.settle(run, end)
         finally:
@@ -74,7 +78,7 @@ class Dispatcher:
 
     async def settle(self, run: Run, end: End) -> None:
         """Write the end of a run, once; its lease is renewed until that is done."""
-        outcome = conclude(run, end, time.monotonic_ns(), larger=self._overflowed(run, end))
+        outcome = conclude(run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end))
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
         self.ledger.ended(run, end, outcome, verdict)
 
@@ -142,7 +146,7 @@ class Dispatcher:
         """Ask for the verdict on every run that has sent no text for so long."""
         before_ns = time.monotonic_ns() - silent_ns
         for run in self.held:
-            if run.asked_ns < before_ns and run.link is not None and not run.end.done():
+            if run.asked_ns < before_ns and not run.end.done():
                 run.asked_ns = time.monotonic_ns()
                 self.outbox.append(run, 0, "", 0)
 
@@ -154,14 +158,30 @@ class Dispatcher:
         self.pump.stop()
         try:
             async with asyncio.timeout(within_s):
-                await self.pump.stopped.wait()
-                await self.emptied.wait()
+                await self._emptied()
         except TimeoutError:
             for run in list(self.held):
                 self._drop(run, Back("drain"))
         async with asyncio.timeout(GIVE_BACK_S):
-            await self.pump.stopped.wait()
-            await self.emptied.wait()
+            await self._emptied()
+
+    async def retire(self, row: int, epoch: int, within_s: float) -> None:
+        """This worker gets nothing more; returns when it has finished what it has, or when that was given back."""
+        link = self.fleet.retire(row, epoch)
+        if link is None:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await link.idle.wait()
+        except TimeoutError:
+            for run in list(link.runs.values()):
+                self._drop(run, Back("retired"))
+
+    async def _emptied(self) -> None:
+        """No claim is under way, nothing is held, and every end that was put down is written."""
+        await self.pump.stopped.wait()
+        await self.emptied.wait()
+        await self.outbox.written.wait()
 
     def _wants(self) -> list[Want]:
         return self.fleet.wants()
@@ -198,20 +218,6 @@ class Dispatcher:
         if type(end) is Refused and run.link is not None:
             run.idle_refusal = not run.link.runs
             self.fleet.refused(run.link, run.claim.priority)
-
-    async def _send_alone(self, run: Run, link: Link) -> None:
-        """Workers died under this job: the next crash shall be its own. The worker is emptied first."""
-        link.load.closed = run.alone = True
-        run.end.add_done_callback(lambda _: self._reopen(link))
-        await link.idle.wait()
-        if link.closed or link.fate is not None:
-            run.finish(Back("lost"))
-        elif not run.end.done():
-            link.send(run)
-
-    def _reopen(self, link: Link) -> None:
-        link.load.closed = False
-        self.fleet.freed(link)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

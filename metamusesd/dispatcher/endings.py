@@ -1,16 +1,20 @@
-"""Stage 10 · dispatcher · from how a run ended to what is written about its job. Pure.
+"""Stage 10 · dispatcher · from how a run ended to what is written about its job. Pure, but for the jitter.
 
-Finished, no error    done                      Lost        requeue (crashed)
+Finished, no error    done                      Lost        requeue: a crash (alone or not), killed, or nothing
 … by its deadline     expired                   Back        requeue, unburnt
-… retryable error     requeue (burnt), 3 times  Refused     requeue, unburnt; by an idle worker: as a retryable error
-… prompt too long     reroute to a larger one   … or failed
-… another error       failed                    Verdict     nothing: somebody else has decided; `expired`: settle so
+… retryable error     requeue after a pause,    Refused     requeue, unburnt; by an idle worker: as a retryable error
+                      so often; then failed     Verdict     nothing: somebody else has decided; `expired`: settle so
+… prompt too long     reroute to a larger one, or failed
+… another error       failed
 
 A job that must not restart, and whose reader has text of it, is failed instead of given back.
 """
 
 from __future__ import annotations
 
+import random
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,21 +22,35 @@ import msgspec
 from metamusesd.dispatcher.run import Back, End, Lost, Run
 from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, NoCapacity, WorkerLost
 from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_result, parse_request
-from metamusesd.queues.base import Claim, Requeue, Settlement, Verdict
+from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
 
-MOST_ATTEMPTS = 3
+STACKS_CHARS = 8_000  # of a hung worker's stacks, kept with each of its jobs
 
 
-def conclude(run: Run, end: End, now_ns: int, *, larger: bool = False) -> Settlement | Requeue | None:
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How a retryable error of the engine is answered."""
+
+    most: int = 3
+    first_s: float = 0.5
+    longest_s: float = 30.0
+
+    def pause_ms(self, retries: int) -> int:
+        """Before the next try, after so many: doubled each time, with jitter."""
+        pause_s = min(self.first_s * 2.0 ** min(retries, 32), self.longest_s)
+        return int(1000 * pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+
+
+def conclude(run: Run, end: End, now_ns: int, retries: Retries, *, larger: bool = False) -> Settlement | Requeue | None:
     """What to tell the queue; None: nothing. `larger`: another tier that may serve it has a larger context."""
-    outcome = _conclude(run, end, now_ns, larger)
+    outcome = _conclude(run, end, now_ns, retries, larger)
     if isinstance(outcome, Requeue) and run.chars and not _may_restart(run.claim.body):
         return _settle(run, now_ns, "failed", error=WorkerLost().to_dict())
     return outcome
 
 
-def _conclude(run: Run, end: End, now_ns: int, larger: bool) -> Settlement | Requeue | None:
+def _conclude(run: Run, end: End, now_ns: int, retries: Retries, larger: bool) -> Settlement | Requeue | None:
     claim = run.claim
     match end:
         case Finished(error=None, reason="deadline") | Verdict.EXPIRED:
@@ -43,19 +61,23 @@ def _conclude(run: Run, end: End, now_ns: int, larger: bool) -> Settlement | Req
             return _settle(run, now_ns, "done", end)
         case Finished(error={"code": ContextOverflow.code}) if larger:
             return Requeue(claim.id, claim.token, ContextOverflow.code, reroute=True)
-        case Finished(error=error) if error and error.get("retryable") and claim.attempt < MOST_ATTEMPTS:
-            return Requeue(claim.id, claim.token, str(error.get("code", "error")), burn=True)
+        case Finished(error=error) if error and error.get("retryable") and claim.retries < retries.most:
+            reason, pause_ms = str(error.get("code", "error")), retries.pause_ms(claim.retries)
+            return Requeue(claim.id, claim.token, reason, Fault.ERROR, pause_ms)
         case Finished(error=error):
             return _settle(run, now_ns, "failed", end, error)
-        case Lost(crashed=crashed, reason=reason):
-            return Requeue(claim.id, claim.token, reason, crashed=crashed, alone=run.alone)
+        case Lost(crashed=True, reason=reason):
+            fault = Fault.CRASH_ALONE if run.alone else Fault.CRASH
+            return Requeue(claim.id, claim.token, reason, fault, evidence=_evidence(run, end))
+        case Lost(killed=killed, reason=reason):
+            return Requeue(claim.id, claim.token, reason, Fault.KILLED if killed else Fault.NONE)
         case Refused() if run.idle_refusal:
             error = NoCapacity(f"{end.reason}, though its worker had nothing else").to_dict()
-            return _conclude(run, Finished(end.handle, error=error), now_ns, larger)
+            return _conclude(run, Finished(end.handle, error=error), now_ns, retries, larger)
         case Refused(reason=reason):
             return Requeue(claim.id, claim.token, reason)
-        case Back(reason=reason):
-            return Requeue(claim.id, claim.token, reason)
+        case Back(reason=reason, delay_ms=delay_ms):
+            return Requeue(claim.id, claim.token, reason, delay_ms=delay_ms)
     return None
 
 
@@ -63,6 +85,30 @@ def refusal(claim: Claim, error: MetamusesdError) -> Settlement:
     """The end of a job that cannot be served at all."""
     result = Result(request_id=claim.id, state="failed", attempt=claim.attempt, error=error.to_dict())
     return Settlement(claim.id, claim.token, "failed", encode_result(result))
+
+
+def _evidence(run: Run, lost: Lost) -> bytes:
+    """What is known of a crash, for `metamusesd dead show`: how the worker ended, and what this job did in it."""
+    told = {key: value for key, value in lost.evidence.items() if key != "stacks"}
+    if stacks := lost.evidence.get("stacks"):
+        told["stacks"] = str(stacks)[:STACKS_CHARS]
+    phase = "decode" if run.first_ns else "preparing" if told.get("phase") == "preparing" else "prefill"
+    return msgspec.json.encode(
+        {
+            "worker": run.link.worker if run.link else "", **told, "phase": phase, "attempt": run.claim.attempt,
+            "prompt_chars": _prompt_chars(run.claim.body), "prompt_tokens": run.prompt_estimate, "tokens": run.tokens,
+            "neighbours": run.neighbours, "alone": run.alone, "at_ms": time.time_ns() // 1_000_000,
+        }
+    )  # fmt: skip
+
+
+def _prompt_chars(body: bytes) -> int:
+    try:
+        request = parse_request(body)
+    except InvalidRequest:
+        return len(body)
+    texts = [message.content for message in (*request.context, *(request.messages or ()))]
+    return sum(len(text) for text in (*texts, request.user_query or "", request.persona or ""))
 
 
 def _may_restart(body: bytes) -> bool:

@@ -11,8 +11,9 @@ import asyncio
 import hashlib
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from metamusesd.board import Board, rates
 from metamusesd.dispatcher.links import Hooks, Link
@@ -60,17 +61,26 @@ class Fleet:
         sock.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=sock)
 
-    def unlink(self, row: int, epoch: int, exit: int | None, hung: bool) -> None:
-        """This worker died, and how. Leaving with 0 is no crash."""
-        link = self._links.get(row)
-        if link is not None and link.epoch == epoch:
+    def unlink(self, message: Mapping[str, Any]) -> None:
+        """This worker died, and how: the supervisor's message. Leaving with 0, or killed from outside, is no crash."""
+        link = self._links.get(int(message["row"]))
+        if link is not None and link.epoch == int(message["epoch"]):
             self._warm.pop(link.worker, None)
-            self._judge(link, Lost(crashed=hung or exit != 0))
+            self._judge(link, fate(message))
+
+    def retire(self, row: int, epoch: int) -> Link | None:
+        """It gets no more runs; those that it has go on. None: it is gone already."""
+        link = self._links.get(row)
+        if link is None or link.epoch != epoch or link.closed:
+            return None
+        self._retire(link)
+        return link
 
     def _greeted(self, link: Link) -> None:
         self.ready.setdefault(link.tier, []).append(link)
         self._log.info("worker linked", worker=link.worker, epoch=link.epoch, tier=link.tier)
         self.freed(link)
+        self._hooks.changed(link)
 
     def _closed(self, link: Link) -> None:
         """EOF or garbage. The runs wait a moment for the evidence."""
@@ -92,13 +102,16 @@ class Fleet:
 
     def _release(self, link: Link) -> None:
         assert link.fate is not None
+        present = len(link.runs) + len(link.ghosts)
         for run in list(link.runs.values()):
+            run.neighbours = present - 1
             link.release(run)
             run.finish(link.fate)
 
     def _retire(self, link: Link) -> None:
         if link in self.ready.get(link.tier, ()):
             self.ready[link.tier].remove(link)
+            self._hooks.changed(link)
 
     def close(self) -> None:
         """Hang up on everybody; they wait for their next link."""
@@ -169,6 +182,17 @@ class Fleet:
             known.move_to_end(key)
             if len(known) > WARM_PREFIXES:
                 known.popitem(last=False)
+
+
+def fate(message: Mapping[str, Any]) -> Lost:
+    """What an `unlink` message means for the runs of that worker."""
+    hung, killed, exit = bool(message.get("hung")), bool(message.get("killed")), message.get("exit")
+    if killed:
+        return Lost(crashed=False, reason="worker_killed", killed=True)
+    if exit == 0 and not hung:
+        return Lost(crashed=False, reason="lost")
+    told = message.get("evidence")
+    return Lost(True, "hung" if hung else "worker_died", evidence=told if isinstance(told, dict) else {})
 
 
 def prefix_digest(request: InferenceRequest) -> bytes:

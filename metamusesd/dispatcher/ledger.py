@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 
-from metamusesd.board import Board
+from metamusesd.board import Board, RedisTrouble
 from metamusesd.dispatcher.run import End, Run
-from metamusesd.errors import MetamusesdError, QueueUnavailable
+from metamusesd.errors import MetamusesdError, QueueError, QueueFault, QueueRefused, QueueUnavailable
 from metamusesd.job import Priority
 from metamusesd.log import Logger
 from metamusesd.metrics import MetricsPage
-from metamusesd.queues.base import Claim, Depth, Requeue, Settlement, Verdict
+from metamusesd.queues.base import Append, Claim, Depth, Fault, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
 
+FAULT_SHOWN_NS = 5_000_000_000  # so long after the last one; who meets it again shows it again
+_CRASHES = (Fault.CRASH, Fault.CRASH_ALONE, Fault.KILLED)
 _CLASSES = {priority.value: priority.name.lower() for priority in Priority}
 
 
@@ -21,19 +23,23 @@ class Ledger:
 
     def __init__(self, board: Board, log: Logger) -> None:
         self.redis_ok = False
-        self.claims = self.settled = 0
+        self.claims = self.settled = self.faults = 0
         self._board, self._log = board, log
+        self._trouble, self._fault_ns = RedisTrouble.UNREACHABLE, 0
         self._page = MetricsPage(board.metric_words)
 
     def claimed(self, claim: Claim) -> None:
         """Stage 2."""
         self.claims += 1
         self._page.count("claims_total", claim.queue)
+        if claim.aged:
+            self._page.count("aged_claims_total", claim.queue)
 
     def refused(self, claim: Claim, error: MetamusesdError) -> None:
         """A body that nobody can serve."""
         self.settled += 1
         self._page.count("requests_total", "failed")
+        self._page.count("refusals_total", error.code)
         self._log.info("job refused", job=claim.id, code=error.code)
 
     def token(self, run: Run, now_ns: int) -> None:
@@ -45,9 +51,12 @@ class Ledger:
     def ended(self, run: Run, end: End, outcome: Settlement | Requeue | None, verdict: Verdict) -> None:
         """Stage 10, after the queue has answered."""
         if isinstance(outcome, Requeue):
-            self._page.count("request_restarts_total", "error" if outcome.burn else outcome.reason)
+            self._page.count("request_restarts_total", "retry" if outcome.fault is Fault.ERROR else outcome.reason)
+            if outcome.fault in _CRASHES:
+                self._page.count("crashes_total", outcome.fault)
             say = self._log.debug if isinstance(end, Refused) else self._log.info  # refusals come in bursts
-            say("job given back", job=run.claim.id, reason=outcome.reason, crashed=outcome.crashed)
+            fault = str(outcome.fault)
+            say("job given back", job=run.claim.id, reason=outcome.reason, fault=fault, verdict=str(verdict))
         elif outcome is None or verdict is not Verdict.OK:
             self._log.info(
                 "job was ended elsewhere", job=run.claim.id, verdict=str(end if outcome is None else verdict)
@@ -87,21 +96,50 @@ class Ledger:
         """Several times a second."""
         self._board.dispatcher.write(
             beat_ns=time.monotonic_ns(), running=running, workers=workers, draining=int(draining), loop_lag_ns=lag_ns,
-            redis_ok=int(self.redis_ok), claims=self.claims, settled=self.settled,
+            redis_ok=int(self.redis_ok), claims=self.claims, settled=self.settled, redis_trouble=self._troubles(),
+            faults=self.faults,
         )  # fmt: skip
 
-    def redis(self, error: QueueUnavailable | None) -> None:
-        """Redis went (the reason) or came back (None)."""
-        if error is not None:
-            self._page.count("queue_errors_total", "unavailable")
-        if self.redis_ok == (error is None):
+    def redis(self, error: QueueError | None) -> None:
+        """Redis went (the reason) or came back (None). A fault is something else: it answers, with a script's error."""
+        if isinstance(error, QueueFault):
+            self._fault(error)
             return
-        self.redis_ok = error is None
-        self._board.dispatcher.write(redis_ok=int(self.redis_ok), redis_since_ns=time.monotonic_ns())
+        if error is not None:
+            self._page.count("queue_errors_total", "refused" if isinstance(error, QueueRefused) else "unavailable")
+        trouble = _trouble(error)
+        if trouble == self._trouble and self.redis_ok == (error is None):
+            return
+        turned, self._trouble, self.redis_ok = self.redis_ok != (error is None), trouble, error is None
+        if turned:
+            self._board.dispatcher.write(redis_since_ns=time.monotonic_ns())
+        self._board.dispatcher.write(redis_ok=int(self.redis_ok), redis_trouble=self._troubles())
         if error is None:
             self._log.info("redis answers")
         else:
-            self._log.warning("redis cannot be asked", problem=error.message)
+            self._log.warning("redis cannot be asked", trouble=trouble.name.lower(), problem=error.message)
+
+    def given_up(self, entry: Append | Settlement | Requeue, error: MetamusesdError) -> None:
+        """What the queue cannot take for this one job; the rest was written."""
+        self.faults += 1
+        self._page.count("queue_errors_total", "fault")
+        what = type(entry).__name__.lower()
+        field = getattr(error, "field", "")
+        self._log.error("given up", job=entry.id, what=what, field=field, problem=error.message)
+
+    def _fault(self, error: QueueFault) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - self._fault_ns > FAULT_SHOWN_NS:
+            self._log.error("a key of a wrong type is in the way", problem=error.message)
+        self._fault_ns = now_ns
+        if not self.redis_ok:
+            self._trouble = RedisTrouble.NONE  # it does answer
+        self.faults += 1
+        self._page.count("queue_errors_total", "fault")
+
+    def _troubles(self) -> RedisTrouble:
+        faulty = self._fault_ns and time.monotonic_ns() - self._fault_ns < FAULT_SHOWN_NS
+        return RedisTrouble.FAULT if faulty and self._trouble is RedisTrouble.NONE else self._trouble
 
     def depths(self, depths: list[Depth]) -> None:
         """Once a second."""
@@ -113,3 +151,12 @@ class Ledger:
             values |= {f"{queue}.critical": critical, f"{queue}.oldest_ms": max(0, depth.oldest_ms)}
         self._board.queues.write(**values)
         self._board.dispatcher.write(queues_ns=time.monotonic_ns())
+
+
+def _trouble(error: QueueError | None) -> RedisTrouble:
+    if error is None:
+        return RedisTrouble.NONE
+    if isinstance(error, QueueRefused):
+        return RedisTrouble.POLICY
+    name = error.trouble.upper() if isinstance(error, QueueUnavailable) else ""
+    return RedisTrouble[name] if name in RedisTrouble.__members__ else RedisTrouble.UNREACHABLE

@@ -30,6 +30,7 @@ class Hooks:
     ended: Callable[[Run, Finished | Refused], None]
     freed: Callable[[Link], None]  # it may have room again
     lost: Callable[[Link], None]
+    changed: Callable[[Link], None]  # it came, went, or its worker holds nothing any more
 
 
 class Link(asyncio.Protocol):
@@ -40,6 +41,7 @@ class Link(asyncio.Protocol):
         self.hello: Hello | None = None
         self.load = WorkerLoad(0, 0)
         self.runs: dict[int, Run] = {}
+        self.ghosts: set[int] = set()  # cancelled here; the worker has not said yet that it has dropped them
         self.closed = False
         self.fate: Lost | None = None  # how its worker ended, once that is known
         self.idle: asyncio.Event = asyncio.Event()
@@ -59,7 +61,9 @@ class Link(asyncio.Protocol):
     def send(self, run: Run) -> None:
         """Stage 7: order this run. It leaves with the others of this turn of the loop."""
         self._handles += 1
-        run.link, run.handle = self, self._handles
+        run.link, run.handle, run.alone = self, self._handles, not (self.runs or self.ghosts)
+        for other in self.runs.values():
+            other.alone = False
         self.runs[run.handle] = run
         self.idle.clear()
         claim = run.claim
@@ -77,8 +81,10 @@ class Link(asyncio.Protocol):
         waiting = [order for order in self._orders if order.handle != run.handle]
         if len(waiting) == len(self._orders):
             self._cancels.append(run.handle)
+            self.ghosts.add(run.handle)
             self._soon()
         self._orders = waiting
+        self._rest()
 
     def release(self, run: Run) -> bool:
         """It holds no place any more. False: it held none."""
@@ -91,6 +97,11 @@ class Link(asyncio.Protocol):
             self.idle.set()
         return True
 
+    @property
+    def empty(self) -> bool:
+        """Its worker holds nothing, as far as anybody here can know. DANGER: what was cancelled may still crash it."""
+        return not (self.runs or self.ghosts)
+
     def computed(self, run: Run) -> None:
         """Its prompt is behind it."""
         self.load.prompt_tokens -= run.prompt_estimate
@@ -99,6 +110,10 @@ class Link(asyncio.Protocol):
         """Hang up. Legal twice."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _rest(self) -> None:
+        if self.empty:
+            self._hooks.changed(self)
 
     def _soon(self) -> None:
         if not self._flushing:
@@ -163,10 +178,12 @@ class Link(asyncio.Protocol):
                 continue
             if type(event) is Finished:
                 self.load.refused = NOTHING_REFUSED
+            self.ghosts.discard(event.handle)
             if run is not None:
                 self.release(run)
                 hooks.ended(run, event)  # type: ignore[arg-type]
             hooks.freed(self)
+            self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

@@ -2,21 +2,25 @@
 
 While one round of calls is under way, the next gathers. Text of one job is merged. Redis away: everything is kept and
 sent again after a pause; that is bounded: only held jobs put something in, and a job's text is bound by its max_tokens.
+A call that stumbles over one job's keys is made again for each job by itself: only the one that is broken is given up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metamusesd.dispatcher.run import Run
-from metamusesd.errors import QueueUnavailable
+from metamusesd.errors import MetamusesdError, QueueError, QueueFault
 from metamusesd.queues.base import Append, Queue, Requeue, Settlement, Verdict
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+Entry = Append | Settlement | Requeue
+GivenUp = Callable[[Entry, MetamusesdError], None]
 
 
 def pause_s(tries: int) -> float:
@@ -34,16 +38,21 @@ class _Piece:
 
 
 class Outbox:
-    """Writes for all runs. `verdict` hears of appends not answered ok, `trouble` of Redis going and coming."""
+    """Writes for all runs. `verdict` hears of appends not answered ok, `trouble` of Redis going and coming, `given_up`
+    of what cannot be written at all; its verdict is `lost`."""
 
     def __init__(
-        self, queue: Queue, verdict: Callable[[Run, Verdict], None], trouble: Callable[[QueueUnavailable | None], None]
-    ) -> None:
-        self._queue, self._verdict, self._trouble = queue, verdict, trouble
+        self, queue: Queue, verdict: Callable[[Run, Verdict], None], trouble: Callable[[QueueError | None], None],
+        given_up: GivenUp,
+    ) -> None:  # fmt: skip
+        self._queue, self._verdict, self._trouble, self._given_up = queue, verdict, trouble, given_up
         self._pieces: dict[Run, _Piece] = {}
         self._ends: list[tuple[Settlement, asyncio.Future[Verdict]]] = []
         self._backs: list[tuple[Requeue, asyncio.Future[Verdict]]] = []
         self._posted = asyncio.Event()
+        self._open = 0  # ends that are not answered yet
+        self.written = asyncio.Event()
+        self.written.set()
 
     def __repr__(self) -> str:
         return f"<Outbox appends={len(self._pieces)} settles={len(self._ends)} requeues={len(self._backs)}>"
@@ -78,6 +87,8 @@ class Outbox:
         else:
             self._backs.append((what, future))  # type: ignore[arg-type]
         self._posted.set()
+        self._open += 1
+        self.written.clear()
         return future
 
     async def run(self) -> None:
@@ -88,7 +99,7 @@ class Outbox:
             self._posted.clear()
             try:
                 await self._round()
-            except QueueUnavailable as error:
+            except QueueError as error:
                 self._trouble(error)
                 await asyncio.sleep(pause_s(tries))
                 tries += 1
@@ -124,8 +135,8 @@ class Outbox:
             for run, piece in pieces.items()
         ]
         try:
-            verdicts = await self._queue.append(entries)
-        except QueueUnavailable:
+            verdicts = await self._call(self._queue.append, entries)
+        except QueueError:
             self._keep(pieces)
             raise
         for run, verdict in zip(pieces, verdicts, strict=True):
@@ -140,22 +151,43 @@ class Outbox:
 
     async def _settle(self, ends: list[tuple[Settlement, asyncio.Future[Verdict]]]) -> None:
         try:
-            verdicts = await self._queue.settle([end for end, _ in ends])
-        except QueueUnavailable:
+            verdicts = await self._call(self._queue.settle, [end for end, _ in ends])
+        except QueueError:
             self._ends[:0] = ends
             raise
-        _answer(ends, verdicts)
+        self._answer(ends, verdicts)
 
     async def _requeue(self, backs: list[tuple[Requeue, asyncio.Future[Verdict]]]) -> None:
         try:
-            verdicts = await self._queue.requeue([back for back, _ in backs])
-        except QueueUnavailable:
+            verdicts = await self._call(self._queue.requeue, [back for back, _ in backs])
+        except QueueError:
             self._backs[:0] = backs
             raise
-        _answer(backs, verdicts)
+        self._answer(backs, verdicts)
+
+    async def _call(
+        self, write: Callable[[Sequence[Any]], Awaitable[list[Verdict]]], entries: list[Any]
+    ) -> list[Verdict]:
+        """One call for all; where the queue stumbles over one of them, a call for each."""
+        try:
+            return await write(entries)
+        except MetamusesdError as error:
+            if not _about_an_entry(error):
+                raise
+            if len(entries) == 1:
+                self._given_up(entries[0], error)
+                return [Verdict.LOST]
+        return [verdict for entry in entries for verdict in await self._call(write, [entry])]
+
+    def _answer(self, waiting: list[tuple[Any, asyncio.Future[Verdict]]], verdicts: list[Verdict]) -> None:
+        for (_, future), verdict in zip(waiting, verdicts, strict=True):
+            if not future.done():
+                future.set_result(verdict)
+        self._open -= len(waiting)
+        if not self._open:
+            self.written.set()
 
 
-def _answer(waiting: list[tuple[Any, asyncio.Future[Verdict]]], verdicts: list[Verdict]) -> None:
-    for (_, future), verdict in zip(waiting, verdicts, strict=True):
-        if not future.done():
-            future.set_result(verdict)
+def _about_an_entry(error: MetamusesdError) -> bool:
+    """A key of a wrong type, or something that the script does not take; anything else is about Redis itself."""
+    return isinstance(error, QueueFault) or not isinstance(error, QueueError)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from metamusesd.queues.base import Claim, Verdict
 from metamusesd.wire import Finished, Refused, Token
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Its worker is gone. `crashed`: it died, and this job was one of those it died under."""
+    """Its worker is gone. `crashed`: it died, and this job was one of those it died under.
+
+    `killed`: somebody outside ended it, the job is innocent. `evidence`: the supervisor's words, see control.py.
+    """
 
     crashed: bool
     reason: str = "worker_died"
+    killed: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class Back:
     """It is given back before its end: no room, or a drain."""
 
     reason: str
+    delay_ms: int = 0
 
 
 End = Finished | Refused | Lost | Back | Verdict
@@ -37,7 +44,7 @@ class Run:
 
     __slots__ = (
         "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "handle", "idle_refusal", "link",
-        "logprobs", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
+        "logprobs", "neighbours", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,7 +59,8 @@ class Run:
         self.route_ms = 0.0
         self.prompt_estimate = len(claim.body) // 4
         self.logprobs: list[object] | None = None
-        self.alone = False  # it has its worker for itself
+        self.alone = False  # nobody else was in its worker since it was sent there
+        self.neighbours = 0  # how many were there with it when the worker died
         self.idle_refusal = False  # refused by a worker that had nothing else: waiting will not help
         self.over = False  # its end is written; nothing more is to be said about it
 
@@ -85,9 +93,15 @@ class Run:
         """From submit to the claim, on the server's clock."""
         return max(0, self.claim.claimed_ms - self.claim.submitted_ms)
 
+    @property
+    def overdue(self) -> bool:
+        """Its deadline has passed: it is not worth sending."""
+        return bool(self.claim.deadline_ms) and self._left_ms() <= 0
+
     def deadline_in_ms(self) -> int:
         """For the worker: from now; 0: none; never under 1."""
-        if not self.claim.deadline_ms:
-            return 0
+        return max(1, self._left_ms()) if self.claim.deadline_ms else 0
+
+    def _left_ms(self) -> int:
         passed_ms = (time.monotonic_ns() - self.claimed_ns) // 1_000_000
-        return max(1, self.claim.deadline_ms - self.claim.claimed_ms - passed_ms)
+        return self.claim.deadline_ms - self.claim.claimed_ms - passed_ms
