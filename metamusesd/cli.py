@@ -10,7 +10,8 @@ import argparse
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from metamusesd.errors import ConfigError, InvalidRequest, MetamusesdError
 
@@ -25,6 +26,7 @@ COMMANDS = {  # name: (group, what it does)
     "submit": ("jobs", "submit a prompt and print the answer as it is generated"),
     "watch": ("jobs", "follow a job that was submitted before"),
     "cancel": ("jobs", "cancel jobs"),
+    "dead": ("dead", "the quarantine: jobs under which workers died, and why"),
     "models": ("models", "fetch, list, verify, inspect model files"),
     "version": ("daemon", "print versions"),
 }
@@ -50,7 +52,10 @@ EXIT_CODES = {  # by the code of an error; a job that ended with an error counts
     "model_not_found": 66,
     "daemon_away": 69,
     "queue_unavailable": 69,
+    "queue_fault": EXIT_INTERNAL,
     "queue_full": 75,
+    "queue_timeout": 75,
+    "deadline_unmeetable": 75,
     "wait_timeout": 75,
     "fetch_failed": 75,
     "bad_config": EXIT_CONFIG,
@@ -64,7 +69,7 @@ exit codes:
       standard error              69  daemon not running, or Redis not reachable
    2  wrong command line          70  internal error, or the daemon could not start
    3  the job was cancelled       71  the daemon had to give up
-   4  the job's deadline passed   75  try again later (queue full, timeout, fetch)
+   4  the job's deadline passed   75  try again later (queue full, too late, timeout)
    5  the job is quarantined      78  bad configuration, one line for each mistake
                                  130  interrupted
 
@@ -114,8 +119,13 @@ def complain(line: str) -> None:
 def describe(error: MetamusesdError) -> str:
     """An error for people: its code, its message, and when to try again."""
     text = str(error) if isinstance(error, InvalidRequest) else error.message
-    after_s = error.fields.get("retry_after_s")
-    return f"{error.code}: {text}" + (f" (try again in {after_s:g} s)" if after_s else "")
+    return f"{error.code}: {text}{later(error.fields)}"
+
+
+def later(fields: Mapping[str, Any]) -> str:
+    """` (try again in 2.5 s)` when the error knows that."""
+    after_s = fields.get("retry_after_s")
+    return f" (try again in {after_s:g} s)" if isinstance(after_s, int | float) and after_s > 0 else ""
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -6,16 +6,15 @@ import argparse
 import asyncio
 import json
 import math
-import signal
 import sys
-from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from metamusesd import cli
 from metamusesd.client import Client
-from metamusesd.commands import health
-from metamusesd.config import EMBEDDED, Config
+from metamusesd.commands.producer import produce
+from metamusesd.commands.waiting import WaitLine
 from metamusesd.errors import InvalidRequest, JobGone, WaitTimeout
 from metamusesd.job import (
     MAX_BODY_BYTES,
@@ -73,30 +72,17 @@ def submit(args: argparse.Namespace) -> int:
     """Validate, submit, and print what comes back."""
     config = cli.configuration(args)
     request = parse_request(_body(args))
-    return _run(config, lambda client: _submit(client, request, args))
+    return produce(config, lambda client: _submit(client, request, args))
 
 
 def watch(args: argparse.Namespace) -> int:
     """Print a job's answer from its beginning."""
-    return _run(cli.configuration(args), lambda client: _follow(client, args.id, args))
+    return produce(cli.configuration(args), lambda client: _follow(client, args.id, args))
 
 
 def cancel(args: argparse.Namespace) -> int:
     """Settle jobs as cancelled; exit 66 when one of them does not exist."""
-    return _run(cli.configuration(args), lambda client: _cancel(client, args.ids))
-
-
-def _run(config: Config, work: Callable[[Client], Awaitable[int]]) -> int:
-    """Work as a producer of the configured queue. An embedded Redis lives with its daemon: DaemonAway at once."""
-    if config.redis.url == EMBEDDED:
-        health.require(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated submit cancels its job as well
-    return asyncio.run(_with_client(config, work))
-
-
-async def _with_client(config: Config, work: Callable[[Client], Awaitable[int]]) -> int:
-    async with Client.from_config(config) as client:
-        return await work(client)
+    return produce(cli.configuration(args), lambda client: _cancel(client, args.ids))
 
 
 def _seconds(text: str) -> float:
@@ -190,10 +176,10 @@ async def _cancel(client: Client, ids: list[str]) -> int:
 
 async def _follow(client: Client, id: str, args: argparse.Namespace) -> int:
     """Print the job's answer in the form that was asked for; the exit code says how it ended."""
-    if args.json or args.no_stream:
+    if args.json:
         result = await client.wait(id, args.timeout)
     else:
-        result = await _stream(client, id, args.timeout)
+        result = await _stream(client, id, args)
     if args.json:
         print(encode_result(result).decode())
     elif args.no_stream and result.state == "done":
@@ -203,39 +189,62 @@ async def _follow(client: Client, id: str, args: argparse.Namespace) -> int:
     return _exit_code(result, quiet=args.json)
 
 
-async def _stream(client: Client, id: str, timeout_s: float | None) -> Result:
-    """Text as it comes. A restart is said on standard error: the answer begins again from its first word."""
-    written = False
+async def _stream(client: Client, id: str, args: argparse.Namespace) -> Result:
+    """Text as it comes, and its place before that. `--no-stream`: the place only."""
+    printer = Printer(WaitLine(client, id), quiet=args.no_stream)
     try:
-        async with asyncio.timeout(timeout_s):
-            async for event in client.stream(id):
-                if event.kind == "token":
-                    print(event.text, end="", flush=True)
-                    written = True
-                elif event.kind == "restarted":
-                    _say_restarted(event, written)
-                    written = False
-                elif event.kind in TERMINAL:
-                    result = decode_result(event.data)
-                    _end_line(written or result.state == "done")
+        async with asyncio.timeout(args.timeout), aclosing(client.stream(id)) as events:
+            printer.start()
+            async for event in events:
+                if (result := printer.hear(event)) is not None:
                     return result
     except TimeoutError:
-        _end_line(written)
         raise WaitTimeout(
-            f"job {id} is not finished after {timeout_s:g} s; follow it with `metamusesd watch {id}`"
+            f"job {id} is not finished after {args.timeout:g} s; follow it with `metamusesd watch {id}`"
         ) from None
+    finally:
+        printer.stop()
     raise JobGone(f"job {id} is not in the queue", id=id)
 
 
-def _end_line(begun: bool) -> None:
-    print(end="\n" if begun else "", flush=True)
+class Printer:
+    """Writes one job's events: text on standard output; its place, and restarts, on standard error."""
 
+    def __init__(self, line: WaitLine, *, quiet: bool) -> None:
+        self._line, self._quiet = line, quiet
+        self._written = False
 
-def _say_restarted(event: JobEvent, written: bool) -> None:
-    _end_line(written)
-    reason = event.data.decode("utf-8", "replace").replace("_", " ") or "it was given back"
-    line = f"── restarted (attempt {event.attempt}: {reason}); the answer begins again ──"
-    print(f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    def start(self) -> None:
+        """The job waits."""
+        self._line.start()
+
+    def hear(self, event: JobEvent) -> Result | None:
+        """The result, when this was the last event."""
+        self._line.hear(event)
+        if event.kind == "token" and not self._quiet:
+            print(event.text, end="", flush=True)
+            self._written = True
+        elif event.kind == "restarted":
+            self._restart(event)
+        elif event.kind in TERMINAL:
+            result = decode_result(event.data)
+            self._written = self._written or (result.state == "done" and not self._quiet)
+            return result
+        return None
+
+    def stop(self) -> None:
+        """End the line that was begun. After the last event, or instead of it."""
+        self._line.stop()
+        print(end="\n" if self._written else "", flush=True)
+        self._written = False
+
+    def _restart(self, event: JobEvent) -> None:
+        """It is said on standard error: the answer begins again from its first word."""
+        self.stop()
+        reason = event.data.decode("utf-8", "replace").replace("_", " ") or "it was given back"
+        line = f"── restarted (attempt {event.attempt}: {reason}); the answer begins again ──"
+        print(f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+        self._line.start()
 
 
 def _exit_code(result: Result, *, quiet: bool) -> int:
@@ -246,7 +255,7 @@ def _exit_code(result: Result, *, quiet: bool) -> int:
     code = str(error.get("code") or result.state)
     if not quiet:
         text = error.get("message") or f"the job ended as {result.state}"
-        cli.complain(f"{code}: {text} (job {result.request_id}, {result.state})")
+        cli.complain(f"{code}: {text} (job {result.request_id}, {result.state}){cli.later(error)}")
     return cli.EXIT_CODES.get(code, cli.EXIT_CODES.get(result.state, 1))
 
 

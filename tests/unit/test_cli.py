@@ -1,14 +1,23 @@
 """metamusesd.cli and metamusesd.commands, in processes of their own where that is the point."""
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from metamusesd import cli
+from metamusesd.client import Client
+from metamusesd.commands import dead, jobs, waiting
+from metamusesd.commands.waiting import WaitLine
 from metamusesd.errors import MetamusesdError, QueueFull
+from metamusesd.job import Result
+from metamusesd.queues.base import JobEvent, JobView, Position
+from metamusesd.queues.memory import MemoryQueue
 
 HEAVY = ("asyncio", "msgspec", "redis", "hiredis", "uvloop", "rich", "llama_cpp", "numpy", "jinja2", "huggingface_hub")
 
@@ -20,8 +29,12 @@ def run(*args: str, given: bytes = b"", **environ: str) -> subprocess.CompletedP
     }
     done = subprocess.run(
         [sys.executable, "-m", "metamusesd", *args],
-        input=given, capture_output=True, timeout=50, env=clean | environ, check=False,
-    )  # fmt: skip
+        input=given,
+        capture_output=True,
+        timeout=50,
+        env=clean | environ,
+        check=False,
+    )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -116,7 +129,7 @@ def test_missing_model_stops_run_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["top", "--once"], ["submit", "hello"], ["watch", "x"], ["cancel", "x"]]
+    "command", [["status"], ["top", "--once"], ["submit", "hello"], ["watch", "x"], ["cancel", "x"], ["dead", "list"]]
 )
 def test_absent_daemon_is_said_with_the_remedy(command: list[str], tmp_path: Path) -> None:
     """Exit 69, one line: which socket was tried and how to start the daemon."""
@@ -222,3 +235,155 @@ def test_status_frame_survives_anything_the_daemon_may_leave_out() -> None:
     from metamusesd.commands.status import frame
 
     assert frame({}) and frame({"workers": [{}], "queues": {"by_queue": {"fast": {}}}, "reasons": ["a [b] c"]})
+
+
+class Heard:
+    """Standard error of a terminal, or of none."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self.text, self._terminal = "", terminal
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def queued(ahead: int, p50_ms: int | None = 2000, p90_ms: int | None = 5000) -> JobEvent:
+    data = json.dumps({"queue": "fast", "ahead": ahead, "start_p50_ms": p50_ms, "start_p90_ms": p90_ms})
+    return JobEvent("1-0", "j", "queued", data=data.encode())
+
+
+def wait_line(*, quiet: bool = False) -> WaitLine:
+    return WaitLine(cast(Client, None), "j", quiet=quiet)
+
+
+def test_the_place_on_a_terminal_is_one_line_and_gone_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is rewritten with every change, and wiped off when the job starts."""
+    screen = Heard(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    line = wait_line()
+    for event in (queued(3), queued(3), queued(1, None, None), JobEvent("2-0", "j", "started"), queued(0)):
+        line.hear(event)
+    line.stop()
+    assert "\n" not in screen.text
+    first, second, wiped, *_ = screen.text.split("\r\x1b[K")[1:]
+    assert "waiting for fast, 3 ahead · starts in about 2.0 s, within 5.0 s in 9 cases of 10" in first
+    assert second == "\x1b[2mwaiting for fast, 1 ahead\x1b[0m" and wiped == ""
+
+
+def test_the_place_without_a_terminal_is_a_line_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only when it has changed; what is no place is not shown."""
+    now_s = [0.0]
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now_s[0])
+    plain = Heard(terminal=False)
+    monkeypatch.setattr(sys, "stderr", plain)
+    line = wait_line()
+    for at_s, event in (
+        (0.0, queued(9)),
+        (0.5, queued(8)),
+        (1.0, queued(7)),
+        (2.0, queued(7)),
+        (3.0, JobEvent("1-0", "j", "queued")),
+    ):
+        now_s[0] = at_s
+        line.hear(event)
+    assert [text.split(" ·")[0] for text in plain.text.splitlines()] == [
+        "waiting for fast, 9 ahead",
+        "waiting for fast, 7 ahead",
+    ]
+    quiet = wait_line(quiet=True)
+    now_s[0] = 9.0
+    quiet.hear(queued(1))
+    assert len(plain.text.splitlines()) == 2
+
+
+async def test_a_silent_wait_asks_once_for_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was heard for a while: the queue is asked; an answer that nobody waits in says nothing."""
+    monkeypatch.setattr(waiting, "ASK_AFTER_S", 0.0)
+    plain = Heard(terminal=False)
+    monkeypatch.setattr(sys, "stderr", plain)
+    queue = MemoryQueue()
+    asked = asyncio.Event()
+
+    async def position(id: str) -> Position:
+        asked.set()
+        return Position(id, "queued", "ingress", 4)
+
+    monkeypatch.setattr(queue, "position", position)
+    async with Client(queue=queue) as client:
+        line = WaitLine(client, "j")
+        line.start()
+        await asked.wait()
+        await asyncio.sleep(0)
+        line.stop()
+    assert plain.text == "waiting to be routed, 4 ahead\n"
+
+
+EVIDENCE = {
+    "how": "signal 11 (SIGSEGV)",
+    "worker": "fast-0",
+    "pid": 77,
+    "phase": "decode",
+    "prompt_tokens": 34,
+    "rss_mb": 210,
+    "alone": True,
+    "stacks": "/state/stacks/fast-0",
+    "odd\x1b[2J": [1],
+}
+
+
+def quarantined(**fields: Any) -> JobView:
+    body = json.dumps({"user_query": "make it\x9b crash " + "!" * 300}).encode()
+    evidence = (json.dumps(EVIDENCE).encode(), b"no JSON")
+    return JobView(
+        "p1",
+        "dead",
+        2,
+        3,
+        3,
+        "acme",
+        1_700_000_000_000,
+        b'{"tiers":["fast","heavy"]}',
+        "",
+        body,
+        1,
+        "worker_died",
+        1_700_000_009_000,
+        evidence,
+        **fields,
+    )
+
+
+def test_a_dead_job_for_people_and_for_programs() -> None:
+    """Every crash with its evidence, in words; nothing of it steers the terminal; --json keeps all."""
+    text = "\n".join(dead.describe(quarantined()))
+    for part in (
+        "p1  dead · class high · tenant acme · tier fast heavy",
+        "3 crashes",
+        "worker died",
+        "crash 1",
+        "crash 2",
+        "signal 11 (SIGSEGV)",
+        "prompt tokens",
+        "34",
+        "/state/stacks/fast-0",
+        "no JSON",
+        "alone              yes",
+    ):
+        assert part in text, part
+    assert "\x1b" not in text and "\x9b" not in text and "(315 characters)" in text
+    told = json.loads(json.dumps(dead.as_dict(quarantined())))
+    assert told["evidence"][0] == EVIDENCE and told["tiers"] == ["fast", "heavy"] and told["class"] == "high"
+
+
+def test_refusals_after_acceptance_say_when_to_try_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """A job that would be too late, or waited too long: exit 75, one line with the time."""
+    for code in ("deadline_unmeetable", "queue_timeout"):
+        error = {"code": code, "message": "too much work", "retryable": True, "retry_after_s": 3.5}
+        assert jobs._exit_code(Result(request_id="j", state="failed", content="", error=error), quiet=False) == 75
+        assert f"{code}: too much work (job j, failed) (try again in 3.5 s)" in capsys.readouterr().err
