@@ -25,7 +25,7 @@ from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_r
 from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
 
-STACKS_CHARS = 8_000  # of a hung worker's stacks, kept with each of its jobs
+STACKS_CHARS = 4_000  # of a hung worker's stacks, kept with each of its jobs: three crashes fit what the queue keeps
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from metamusesd.board import Board
 from metamusesd.dispatcher.dispatcher import Dispatcher
+from metamusesd.dispatcher.endings import Retries
 from metamusesd.dispatcher.router import TierView
 from metamusesd.errors import QueueUnavailable
 from metamusesd.job import Result, decode_result
@@ -84,7 +85,8 @@ class Stage:
     def __init__(self) -> None:
         self.queue, self.board = Fragile(), Board(2)
         tiers = [TierView("fast", "m"), TierView("heavy", "h")]
-        self.dispatcher = Dispatcher(self.queue, self.board, tiers, "host:1", get_logger("test"))
+        retries = Retries(most=2, first_s=0.0)
+        self.dispatcher = Dispatcher(self.queue, self.board, tiers, "host:1", get_logger("test"), retries=retries)
         self.workers: list[PlayedWorker] = []
         loop = asyncio.get_running_loop()
         works = (self.dispatcher.pump.run(), self.dispatcher.pump.watch(), self.dispatcher.outbox.run())
@@ -122,11 +124,15 @@ class Stage:
         """What the job's stream says: (kind, attempt) of every event."""
         return [(event.kind, event.attempt) for event in await self.queue.events(id)]
 
-    async def die(self, worker: PlayedWorker, row: int = 0) -> None:
+    async def die(self, worker: PlayedWorker, row: int = 0, **more: Any) -> None:
         """The worker crashes, and the supervisor says so."""
         await worker.close()
         self.workers.remove(worker)
-        self.dispatcher.fleet.unlink(row, worker.epoch, -11, False)
+        self.unlink(worker, row, -11, **more)
+
+    def unlink(self, worker: PlayedWorker, row: int, exit: int, **more: Any) -> None:
+        """The supervisor's word about the end of a worker."""
+        self.dispatcher.fleet.unlink({"row": row, "epoch": worker.epoch, "exit": exit, **more})
 
     async def close(self) -> None:
         for task in self.tasks:

@@ -100,7 +100,7 @@ async def test_a_dead_worker_gives_its_jobs_to_another(stage: Stage) -> None:
     await worker.send(Frame.EVENTS, [Token(order.handle, "half", 1, True)])
     other = await stage.worker(row=1)
     await worker.close()
-    stage.dispatcher.fleet.unlink(0, worker.epoch, -9, False)
+    stage.unlink(worker, 0, -9)
     [again] = await other.orders()
     assert (again.id, again.attempt) == (id, 2)
     view = await stage.queue.view(id)
@@ -131,7 +131,7 @@ async def test_garbage_from_a_worker_closes_its_pipe(stage: Stage) -> None:
     await asyncio.get_running_loop().sock_sendall(worker._sock, b"\xff" * 64)
     await asyncio.wait_for(asyncio.shield(worker._reading), 5)
     other = await stage.worker(row=1)
-    stage.dispatcher.fleet.unlink(0, worker.epoch, 0, False)
+    stage.unlink(worker, 0, 0)
     assert (await other.orders())[0].id == order.id
 
 
