@@ -74,6 +74,7 @@ class Limits:
     result_ttl_s: int = 600
     stream_cap: int = 10_000  # entries of one event stream
     mail_cap: int = 20_000  # entries of one mailbox
+    strand_ms: int = 60_000  # when no live host has served a tier for so long, its jobs are routed again
     classes: tuple[ClassLimits, ClassLimits, ClassLimits, ClassLimits] = NO_CLASS_LIMITS  # by priority, low first
 
 

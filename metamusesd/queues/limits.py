@@ -12,7 +12,8 @@ def limits_of(config: Config) -> Limits:
     low, normal, high, critical = (_class_limits(config.classes.get(name, CLASSES[name])) for name in CLASSES)
     return Limits(
         max_jobs=queue.max_jobs, max_bytes=queue.max_bytes, max_tenant_jobs=queue.max_tenant_jobs,
-        max_crashes=queue.max_crashes, result_ttl_s=queue.result_ttl_s, classes=(low, normal, high, critical),
+        max_crashes=queue.max_crashes, result_ttl_s=queue.result_ttl_s, strand_ms=round(queue.strand_s * 1000),
+        classes=(low, normal, high, critical),
     )  # fmt: skip
 
 

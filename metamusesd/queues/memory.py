@@ -15,6 +15,7 @@ from metamusesd.queues.base import (
     INGRESS,
     Append,
     Claim,
+    Fault,
     Host,
     Limits,
     Reaped,
@@ -49,6 +50,10 @@ class MemoryQueue(MemoryViews):
 
     async def open(self) -> None:
         """Nothing to do."""
+
+    async def configure(self) -> None:
+        """See base.Queue and lua/configure.lua."""
+        self._store.published = self._store.limits
 
     async def close(self) -> None:
         """Nothing to do."""
@@ -201,9 +206,9 @@ class MemoryQueue(MemoryViews):
     def _report(self, job: Job) -> Claim:
         sent = job.submission
         return Claim(
-            sent.id, job.token, job.queue, sent.priority, job.attempt, job.crashes, job.body,
+            sent.id, job.token, job.queue, job.priority, job.attempt, job.crashes, job.body,
             b"" if job.queue == INGRESS else job.route, sent.tenant, sent.stream, job.submitted_ms, job.deadline_ms,
-            job.claimed_ms,
+            job.claimed_ms, job.retries,
         )  # fmt: skip
 
     def _renew(self, id: str, token: str, lease_ms: int) -> Verdict:
@@ -241,11 +246,14 @@ class MemoryQueue(MemoryViews):
             ended = self._store.get(back.id)
             before = ended and (ended.back == back.token or (ended.state == "dead" and ended.token == back.token))
             return Verdict.OK if before and ended and ended.state not in ("cancelled", "expired") else verdict
-        job.crashes += back.crashed
-        if back.crashed and back.alone and job.crashes >= self._store.limits.max_crashes:
+        job.keep(back.evidence)
+        job.crashes += back.fault in (Fault.CRASH, Fault.CRASH_ALONE)
+        job.retries += back.fault == Fault.ERROR
+        if back.fault == Fault.CRASH_ALONE and job.crashes >= self._store.limits.max_crashes:
+            job.reason = back.reason
             self._store.fail(job, "dead")
             return Verdict.OK
-        burnt = back.crashed or back.burn
+        burnt = back.fault != Fault.NONE
         job.attempt += burnt
         job.tiers = () if back.reroute else job.tiers
         self._store.give_back(job, back.reason, back.delay_ms, burnt)

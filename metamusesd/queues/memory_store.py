@@ -12,6 +12,7 @@ from metamusesd.job import MAX_BODY_BYTES, TERMINAL, Result, encode_result
 from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, Host, JobEvent, Limits, Submission, Verdict
 
 DEAD_TTL_MS = 86_400_000
+MAX_EVIDENCE, MAX_EVIDENCE_BYTES = 8, 16384
 MESSAGES = {
     "cancelled": "The job was cancelled.",
     "expired": "The job's deadline passed.",
@@ -51,6 +52,17 @@ class Job:
     reason: str = ""
     evidence: tuple[bytes, ...] = ()
 
+    @property
+    def priority(self) -> int:
+        return 3 - self.score // CLASS_STRIDE
+
+    def keep(self, piece: bytes) -> None:
+        """Put one piece to the evidence; the oldest go when there are too many or they are too long."""
+        if piece:
+            self.evidence += (piece.replace(b"\n", b" ").replace(b"\r", b" "),)
+        while len(self.evidence) > MAX_EVIDENCE or sum(len(each) + 1 for each in self.evidence) > MAX_EVIDENCE_BYTES:
+            self.evidence = self.evidence[1:]
+
 
 @dataclass(slots=True)
 class Streams:
@@ -75,6 +87,8 @@ class Store:
 
     def __init__(self, limits: Limits, now_ms: Callable[[], int]) -> None:
         self.limits, self.now_ms = limits, now_ms
+        self.published = Limits()  # what `configure` wrote: producers are held to it
+        self.drain_hz = 0.0  # jobs that the live hosts start in a second
         self.jobs: dict[str, Job] = {}
         self.markers: set[str] = set()
         self.touched: set[str] = set()
@@ -94,19 +108,20 @@ class Store:
             return None
         return job
 
-    def accept(self, sent: Submission) -> tuple[str, str, str]:
+    def accept(self, sent: Submission) -> tuple[str, str, str, str]:
         keyed = self.idem.get((sent.tenant, sent.idempotency_key), "") if sent.idempotency_key else ""
         for id, what in ((keyed, "idempotency_key"), (sent.id, "id")):
             job = self.get(id)
             if job is None:
                 continue
             if job.submission.digest != sent.digest:
-                return "conflict", id, what
+                return "conflict", id, what, "0"
             if sent.reply_to and sent.reply_to not in job.boxes and job.state not in TERMINAL:
                 job.boxes.append(sent.reply_to)
-            return "duplicate", id, job.state
-        if bound := self._bound_reached(sent):
-            return "full", sent.id, bound
+            return "duplicate", id, job.state, "0"
+        bound, jobs = self._bound_reached(sent)
+        if bound:
+            return "full", sent.id, bound, str(self.room_after_ms(jobs))
         self._sequence += 1
         now = self.now_ms()
         self.jobs[sent.id] = Job(
@@ -115,17 +130,25 @@ class Store:
         )  # fmt: skip
         if sent.idempotency_key:
             self.idem[(sent.tenant, sent.idempotency_key)] = sent.id
-        return "new", sent.id, "queued"
+        return "new", sent.id, "queued", "0"
 
-    def _bound_reached(self, sent: Submission) -> str:
-        live = [job.submission for job in self.jobs.values() if job.state not in TERMINAL]
-        if len(live) >= self.limits.max_jobs:
-            return "jobs"
-        if sum(len(other.body) for other in live) + len(sent.body) > self.limits.max_bytes:
-            return "bytes"
-        if sum(other.tenant == sent.tenant for other in live) >= self.limits.max_tenant_jobs:
-            return "tenant_jobs"
-        return ""
+    def _bound_reached(self, sent: Submission) -> tuple[str, int]:
+        """The bound that is reached, and the jobs that it counts."""
+        limits, live = self.published, [job for job in self.jobs.values() if job.state not in TERMINAL]
+        class_most = limits.classes[sent.priority].max_queue_size
+        if len(live) >= limits.max_jobs:
+            return "jobs", limits.max_jobs
+        if sum(len(job.submission.body) for job in live) + len(sent.body) > limits.max_bytes:
+            return "bytes", len(live)
+        if sum(job.submission.tenant == sent.tenant for job in live) >= limits.max_tenant_jobs:
+            return "tenant_jobs", limits.max_tenant_jobs
+        if 0 < class_most <= sum(job.priority == sent.priority for job in live):
+            return "class_jobs", class_most
+        return "", 0
+
+    def room_after_ms(self, jobs: int) -> int:
+        """When a hundredth of `jobs` will have started."""
+        return round(min(max(max(jobs / 100, 1) * 1000 / self.drain_hz, 100), 60_000)) if self.drain_hz > 0 else 1000
 
     def held(self, id: str, token: str) -> tuple[Job | None, Verdict]:
         """The job if `token` holds it, and the verdict for the bearer."""

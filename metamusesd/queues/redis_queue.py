@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from metamusesd.errors import IdConflict, QueueFull
@@ -35,7 +36,7 @@ from metamusesd.queues.redis_views import RedisViews
 BATCH = 1000  # entries of one script call: bounds how long the server is held, here to some 20 ms
 VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 
-CLAIM_WIDTH = 13
+CLAIM_WIDTH = 15
 DEFAULTS = Limits()
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,6 +61,10 @@ class RedisQueue(RedisViews):
         """Connect, check the server, load the scripts."""
         await self._door.open()
 
+    async def configure(self) -> None:
+        """See base.Queue."""
+        await self._door.script("configure", *_pack_limits(self._limits))
+
     async def close(self) -> None:
         """Break the connections."""
         self._door.close()
@@ -68,18 +73,16 @@ class RedisQueue(RedisViews):
 
     async def submit(self, jobs: Sequence[Submission]) -> list[Receipt | QueueFull | IdConflict]:
         """See base.Queue."""
-        limits = self._limits
-        head = (limits.max_jobs, limits.max_bytes, limits.max_tenant_jobs)
-        return await self._many("submit", head, jobs, _pack_submission, _unpack_receipts)
+        return await self._many("submit", (), jobs, _pack_submission, _unpack_receipts)
 
     async def cancel(self, id: str) -> str:
         """See base.Queue."""
-        state: bytes = await self._door.script("cancel", *self._ends, id)
+        state: bytes = await self._door.script("cancel", id)
         return state.decode()
 
     async def revive(self, id: str) -> str:
         """See base.Queue and lua/revive.lua."""
-        state: bytes = await self._door.script("revive", *self._ends, id)
+        state: bytes = await self._door.script("revive", id)
         return state.decode()
 
     async def drop(self, id: str) -> str:
@@ -165,6 +168,17 @@ class RedisQueue(RedisViews):
         return answers
 
 
+def _pack_limits(limits: Limits) -> list[Argument]:
+    args: list[Argument] = []
+    for field in fields(limits):
+        if field.name != "classes":
+            args += field.name, getattr(limits, field.name)
+    for priority, bounds in enumerate(limits.classes):
+        for field in fields(bounds):
+            args += f"{field.name}:{priority}", getattr(bounds, field.name)
+    return args
+
+
 def _pack_submission(job: Submission) -> Sequence[Argument]:
     return (
         job.id, job.body, job.digest, int(job.priority), job.tenant, job.deadline_ms, job.idempotency_key, job.reply_to,
@@ -181,8 +195,7 @@ def _pack_settlement(end: Settlement) -> Sequence[Argument]:
 
 
 def _pack_requeue(job: Requeue) -> Sequence[Argument]:
-    crashed = job.crashed + (job.crashed and job.alone)
-    return job.id, job.token, job.reason, crashed, int(job.burn), job.delay_ms, int(job.reroute)
+    return job.id, job.token, job.reason, str(job.fault), job.delay_ms, int(job.reroute), job.evidence
 
 
 def _pack_service(service: Service) -> Sequence[Argument]:
@@ -196,18 +209,28 @@ def _unpack_verdicts(reply: list[bytes]) -> list[Verdict]:
 
 def _unpack_receipts(reply: list[bytes]) -> list[Receipt | QueueFull | IdConflict]:
     texts = [part.decode() for part in reply]
-    return [receipt(*texts[at : at + 3]) for at in range(0, len(texts), 3)]
+    return [receipt(*texts[at : at + 4]) for at in range(0, len(texts), 4)]
 
 
 def _unpack_claims(reply: list[bytes]) -> list[Claim]:
     return [_unpack_claim(*reply[at : at + CLAIM_WIDTH]) for at in range(0, len(reply), CLAIM_WIDTH)]
 
 
+def _number(text: bytes, default: int = 0) -> int:
+    """What should be a number in a job's hash; one that somebody spoilt must not stop the others."""
+    try:
+        return int(text)
+    except ValueError:
+        return default
+
+
 def _unpack_claim(
     id: bytes, token: bytes, queue: bytes, priority: bytes, attempt: bytes, crashes: bytes, body: bytes, route: bytes,
     tenant: bytes, stream: bytes, submitted: bytes, deadline: bytes, claimed: bytes,
+    retries: bytes, aged: bytes,
 ) -> Claim:  # fmt: skip
     return Claim(
-        id.decode(), token.decode(), queue.decode(), int(priority), int(attempt), int(crashes), body, route,
-        tenant.decode(), stream == b"1", int(submitted), int(deadline), int(claimed),
+        id.decode(), token.decode(), queue.decode(), _number(priority), _number(attempt, 1), _number(crashes), body,
+        route, tenant.decode(errors="replace"), stream == b"1", _number(submitted), _number(deadline), _number(claimed),
+        _number(retries), aged == b"1",
     )  # fmt: skip

@@ -93,7 +93,9 @@ async def open_bench(kind: str, url_of: Callable[[str], str]) -> AsyncIterator[B
     if kind == "memory":
 
         async def same(limits: Limits) -> Queue:
-            return MemoryQueue(limits)
+            queue = MemoryQueue(limits)
+            await queue.configure()
+            return queue
 
         yield Bench(MemoryQueue(), None, same)
         return
@@ -102,6 +104,7 @@ async def open_bench(kind: str, url_of: Callable[[str], str]) -> AsyncIterator[B
     async def new(limits: Limits) -> Queue:
         queue = RedisQueue(url, prefix, limits)
         await queue.open()
+        await queue.configure()
         opened.append(queue)
         return queue
 
@@ -118,4 +121,4 @@ async def check_leaks(door: RedisDoor, queue: Queue) -> None:
     for key in await door.ask("KEYS", f"{door.prefix}:job:*"):
         await queue.cancel(key.decode().removeprefix(f"{door.prefix}:job:"))
     immortal = {key for key in await door.ask("KEYS", f"{door.prefix}:*") if await door.ask("PTTL", key) < 0}
-    assert immortal <= {f"{door.prefix}:seq".encode(), f"{door.prefix}:protocol".encode()}
+    assert immortal <= {f"{door.prefix}:{name}".encode() for name in ("seq", "protocol", "limits", "turns")}

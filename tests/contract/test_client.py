@@ -11,7 +11,19 @@ import pytest
 from metamusesd.client import Client, SyncClient
 from metamusesd.errors import IdConflict, JobCancelled, JobExpired, JobGone, QueueFull, QueueUnavailable, WaitTimeout
 from metamusesd.job import InferenceRequest, Result, encode_result, parse_request
-from metamusesd.queues.base import INGRESS, Append, Claim, JobEvent, Limits, Queue, Requeue, Routed, Settlement, Want
+from metamusesd.queues.base import (
+    INGRESS,
+    Append,
+    Claim,
+    Fault,
+    JobEvent,
+    Limits,
+    Queue,
+    Requeue,
+    Routed,
+    Settlement,
+    Want,
+)
 from metamusesd.queues.memory import MemoryQueue
 from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.redis_servers import RedisServer
@@ -47,7 +59,8 @@ class Dispatcher:
         await self._queue.append([Append(claim.id, claim.token, offset, text, 1)])
 
     async def lose(self, claim: Claim, *, crashed: bool) -> None:
-        await self._queue.requeue([Requeue(claim.id, claim.token, "worker_died", crashed=crashed)])
+        fault = Fault.CRASH if crashed else Fault.NONE
+        await self._queue.requeue([Requeue(claim.id, claim.token, "worker_died", fault)])
 
     async def finish(self, *claims: Claim, content: str = "yes", state: str = "done") -> None:
         ends = [

@@ -11,11 +11,13 @@ from metamusesd.job import decode_result
 from metamusesd.queues.base import (
     INGRESS,
     Append,
+    Fault,
     Host,
     Limits,
     Receipt,
     Requeue,
     Routed,
+    Service,
     Settlement,
     Submission,
     Verdict,
@@ -225,7 +227,7 @@ async def test_settle_repeated(bench: Bench) -> None:
 async def test_requeue_repeated(bench: Bench) -> None:
     """The same requeue twice counts one crash."""
     job = await bench.run()
-    back = Requeue(job.id, job.token, "crash", crashed=True)
+    back = Requeue(job.id, job.token, "crash", Fault.CRASH)
     assert await bench.queue.requeue([back, back]) == [OK, OK]
     assert await bench.queue.requeue([back]) == [OK]
     (again,) = await bench.claim("fast")
@@ -290,7 +292,7 @@ async def test_a_restart_is_told(bench: Bench) -> None:
     """A job that had started and is given back says `restarted`, and its offsets begin again."""
     job = await bench.run(reply_to="box")
     await bench.queue.append([Append("a", job.token, 0, "abc", 2)])
-    await bench.queue.requeue([Requeue("a", job.token, "worker_died", burn=True)])
+    await bench.queue.requeue([Requeue("a", job.token, "worker_died", Fault.KILLED)])
     (job,) = await bench.claim("fast")
     assert await bench.queue.append([Append("a", job.token, 0, "xy", 1)]) == [OK]
     await bench.queue.settle([done(job)])
@@ -478,7 +480,7 @@ async def test_an_overdue_holder_is_told_and_may_settle(bench: Bench) -> None:
 async def test_delayed(bench: Bench) -> None:
     """A delayed job is claimed by nobody until its time, then it stands in its tiers again."""
     job = await bench.run()
-    await bench.queue.requeue([Requeue("a", job.token, "retry", burn=True, delay_ms=50)])
+    await bench.queue.requeue([Requeue("a", job.token, "retry", Fault.ERROR, 50)])
     view = await bench.queue.view("a")
     assert view and view.state == "delayed" and await bench.claim("fast") == []
 
@@ -510,22 +512,22 @@ async def test_dead_after_crashes(bench: Bench) -> None:
             token = job.token
         else:
             token = (await current_token(bench)) or ""
-        assert await bench.queue.requeue([Requeue("a", token, "segfault", crashed=True, alone=True)]) == [OK]
+        assert await bench.queue.requeue([Requeue("a", token, "segfault", Fault.CRASH_ALONE)]) == [OK]
     view = await bench.queue.view("a")
     assert view and (view.state, view.crashes, view.attempt, view.body) == ("dead", 3, 3, b"{}")
     assert await bench.claim("fast") == []
     assert (await bench.queue.mail("box"))[-1].kind == "dead"
-    assert await bench.queue.requeue([Requeue("a", token, "segfault", crashed=True, alone=True)]) == [OK]
+    assert await bench.queue.requeue([Requeue("a", token, "segfault", Fault.CRASH_ALONE)]) == [OK]
 
 
 async def test_only_a_crash_alone_quarantines(bench: Bench) -> None:
     """However often workers died under a job among neighbours, it is not dead; after a crash alone it is."""
     job = await bench.run()
     for attempt in range(2, 7):
-        assert await bench.queue.requeue([Requeue("a", job.token, "segfault", crashed=True)]) == [OK]
+        assert await bench.queue.requeue([Requeue("a", job.token, "segfault", Fault.CRASH)]) == [OK]
         (job,) = await bench.claim("fast")
         assert (job.crashes, job.attempt) == (attempt - 1, attempt)
-    assert await bench.queue.requeue([Requeue("a", job.token, "segfault", crashed=True, alone=True)]) == [OK]
+    assert await bench.queue.requeue([Requeue("a", job.token, "segfault", Fault.CRASH_ALONE)]) == [OK]
     view = await bench.queue.view("a")
     assert view and (view.state, view.attempt) == ("dead", 6)
 
@@ -639,7 +641,7 @@ async def test_view_and_depths(bench: Bench) -> None:
 async def test_open_and_close_twice(bench: Bench) -> None:
     """Opening and closing twice is legal, and a host may announce itself."""
     await bench.queue.open()
-    await bench.queue.announce(Host(OWNER, ("fast",), {"fast": 1.5}), 5.0)
+    await bench.queue.announce(Host(OWNER, {"fast": Service("m", 1, 1.5)}), 5.0)
     await bench.queue.close()
     await bench.queue.close()
     await bench.queue.open()

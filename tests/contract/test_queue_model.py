@@ -16,6 +16,7 @@ from metamusesd.queues.base import (
     INGRESS,
     Append,
     Claim,
+    Fault,
     JobEvent,
     JobView,
     Limits,
@@ -46,7 +47,7 @@ calls = st.one_of(
     st.tuples(st.just("claim"), st.sampled_from(OWNERS), wants, moves, flags),
     st.tuples(st.just("append"), which, st.integers(0, 4), st.text("aé🙂", max_size=4)),
     st.tuples(st.just("settle"), which, st.sampled_from(["done", "failed"])),
-    st.tuples(st.just("requeue"), which, flags, flags, st.sampled_from([0, 0, LEASE_MS]), flags),
+    st.tuples(st.just("requeue"), which, st.sampled_from(list(Fault)), st.sampled_from([0, 0, LEASE_MS]), flags),
     st.tuples(st.just("renew"), which),
     st.tuples(st.just("cancel"), ids),
     st.tuples(st.just("reap"), st.sampled_from(OWNERS), flags),
@@ -102,8 +103,9 @@ class Replay:
     async def _settle(self, age: int, state: str) -> object:
         return await self.queue.settle([Settlement(*self.token(age), state, b"{}")])
 
-    async def _requeue(self, age: int, crashed: bool, burn: bool, delay_ms: int, reroute: bool) -> object:
-        return await self.queue.requeue([Requeue(*self.token(age), "why", crashed, burn, delay_ms, reroute, burn)])
+    async def _requeue(self, age: int, fault: Fault, delay_ms: int, reroute: bool) -> object:
+        evidence = b'{"age":%d}' % age if fault == Fault.CRASH else b""
+        return await self.queue.requeue([Requeue(*self.token(age), "why", fault, delay_ms, reroute, evidence)])
 
     async def _renew(self, age: int) -> object:
         return await self.queue.renew([self.token(age)], lease_ms=LEASE_MS)
@@ -138,8 +140,10 @@ class Replay:
 async def compare(url: str, history: list[tuple]) -> None:  # type: ignore[type-arg]
     real = RedisQueue(url, f"model{next(_runs)}", LIMITS)
     await real.open()
+    await real.configure()
     try:
         left, right = Replay(real), Replay(MemoryQueue(LIMITS))
+        await right.queue.configure()
         for call in history:
             assert plain(await left.make(*call)) == plain(await right.make(*call)), call
         assert plain(await left.end()) == plain(await right.end())

@@ -11,9 +11,20 @@ from typing import TypeVar
 import pytest
 
 from metamusesd.errors import ConfigError, QueueRefused, QueueUnavailable
-from metamusesd.queues.base import INGRESS, Append, Receipt, Requeue, Routed, Settlement, Submission, Verdict, Want
+from metamusesd.queues.base import (
+    INGRESS,
+    Append,
+    Fault,
+    Receipt,
+    Requeue,
+    Routed,
+    Settlement,
+    Submission,
+    Verdict,
+    Want,
+)
 from metamusesd.queues.redis_door import RedisDoor
-from metamusesd.queues.redis_link import parse_address
+from metamusesd.queues.redis_address import parse_address
 from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.redis_servers import RedisServer, binary_of
 
@@ -106,7 +117,7 @@ async def test_every_call_survives_a_lost_reply(server: RedisServer, queue: Redi
         assert await losing(lossy.append([Append("a", a.token, 0, "hi", 1)])) == [OK]
         assert await losing(lossy.renew([("a", a.token)], lease_ms=60_000)) == [OK]
         assert await losing(lossy.settle([Settlement("a", a.token, "done", b"{}")])) == [OK]
-        assert await losing(lossy.requeue([Requeue("b", b.token, "x", crashed=True)])) == [OK]
+        assert await losing(lossy.requeue([Requeue("b", b.token, "x", Fault.CRASH)])) == [OK]
         assert await losing(lossy.cancel("b")) == "cancelled"
         await losing(lossy.reap("h:1"))
         assert relay.lost == calls == 9
@@ -255,7 +266,7 @@ async def test_the_dead_are_capped(queue: RedisQueue, door: RedisDoor) -> None:
     for n in range(3):
         await queue.submit([job("a")])
         (claim,) = await queue.claim("h:1", f"n{n}", [Want(INGRESS, 1)], lease_ms=1000)
-        await queue.requeue([Requeue("a", claim.token, "x", crashed=True, alone=True)])
+        await queue.requeue([Requeue("a", claim.token, "x", Fault.CRASH_ALONE)])
     assert await door.ask("ZCARD", "{metamuse}:dead") == 10_000
 
 

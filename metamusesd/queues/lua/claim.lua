@@ -5,6 +5,7 @@
 --       n_wants times: queue(ingress or a tier) count floor(lowest priority to take)
 --       then for each routed job: id token tiers(separated by spaces) route
 -- reply for each job taken: id token queue priority attempt crashes body route tenant stream submitted deadline claimed
+--       retries aged(0|1)
 --
 -- The i-th job gets the token `<nonce>:<i>`. A job is taken out of all its queues at once. The same owner and nonce again
 -- get the same jobs again; so an owner has one claim under way at a time. Routed jobs whose token is old are left alone.
@@ -12,7 +13,7 @@
 local HEAD, SKIPS = 7, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
-                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed'}
+                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local reply, taken_ids, fetched, lease_end = {}, {}, {}, nil
 
@@ -41,6 +42,7 @@ local function report(id, job)
   reply[n + 5], reply[n + 6], reply[n + 7] = job.attempt, job.crashes, job.body
   reply[n + 8], reply[n + 9], reply[n + 10] = job.queue ~= 'ingress' and job.route or '', job.tenant, job.stream
   reply[n + 11], reply[n + 12], reply[n + 13] = job.submitted, job.deadline, job.claimed
+  reply[n + 14], reply[n + 15] = job.retries, '0'
 end
 
 local function repeated()

@@ -17,9 +17,8 @@ end
 
 local function tell(id, tier)
   local job = read(id, FIELDS)
-  if not job or job.stream ~= '1' or job.state ~= 'ready' or job.started == '1' or now - job.submitted < PATIENCE_MS then
-    return 0
-  end
+  local quiet = not job or job.stream ~= '1' or job.state ~= 'ready' or job.started == '1'
+  if quiet or now - (tonumber(job.submitted) or now) < PATIENCE_MS then return 0 end
   local queue, ahead, p50_ms, p90_ms = place(id, job)
   local told = queue .. ' ' .. ahead
   if queue ~= tier or job.told == told then return 0 end

@@ -2,21 +2,28 @@
 --
 -- KEYS  p
 -- ARGV  result_ttl_s stream_cap mail_cap max_crashes, then for each job:
---       id token reason crashed(0|1|2) burn(0|1) delay_ms reroute(0|1)
+--       id token reason fault delay_ms reroute(0|1) evidence(one JSON object, or empty)
 -- reply for each job: ok (given back, or `dead` by its last crash, now or by the same call before) | cancelled | expired | lost
 --
--- `crashed` counts a crash and an attempt, `burn` an attempt; neither: the job runs again as if it had not been claimed.
--- 2 says that the job was alone in the worker that crashed: only such a crash can make it `dead`, from max_crashes on.
+-- fault says what the job pays:
+--       none         nothing: it runs again as if it had not been claimed
+--       killed       an attempt: its worker was killed from outside
+--       error        an attempt and a retry
+--       crash        an attempt and a crash: its worker died, and other jobs were in it
+--       crash_alone  the same, but it was alone: from max_crashes on, such a crash makes the job `dead`
+-- The last 8 pieces of evidence, 16 KiB at most, stay in the job's hash, one a line.
 
 local WIDTH, HEAD = 7, 4
+local MAX_EVIDENCE, MAX_EVIDENCE_BYTES = 8, 16384
+local FAULTS = {none = true, killed = true, error = true, crash = true, crash_alone = true}
 
 local function check()
   if (#ARGV - HEAD) % WIDTH ~= 0 or not (tonumber(ARGV[1]) and tonumber(ARGV[4])) then
     return invalid('arguments', 'do not add up', 'see the head of requeue.lua')
   end
   for a = HEAD, #ARGV - 1, WIDTH do
-    if not string.match(ARGV[a + 4], '^[012]$') then return invalid('crashed', 'not 0 to 2', 'give 0, 1 or 2') end
-    if not string.match(ARGV[a + 6], '^%d+$') then return invalid('delay_ms', 'not a number', 'give 0 or more') end
+    if not FAULTS[ARGV[a + 4]] then return invalid('fault', 'unknown', 'see the head of requeue.lua') end
+    if not string.match(ARGV[a + 5], '^%d+$') then return invalid('delay_ms', 'not a number', 'give 0 or more') end
   end
 end
 
@@ -28,7 +35,18 @@ local function bury(id, job)
   call('PEXPIRE', p .. ':dead', DEAD_TTL_MS)
 end
 
-local function requeue(id, token, reason, crashed, burn, delay_ms, reroute)
+-- Puts one piece to the evidence; the oldest go when there are too many or they are too long.
+local function keep(id, piece)
+  if piece == '' then return end
+  local all = (call('HGET', key_of(id), 'evidence') or '') .. string.gsub(piece, '[\r\n]', ' ') .. '\n'
+  local _, pieces = string.gsub(all, '\n', '')
+  while pieces > MAX_EVIDENCE or #all > MAX_EVIDENCE_BYTES do
+    all, pieces = string.match(all, '\n(.*)$'), pieces - 1
+  end
+  call('HSET', key_of(id), 'evidence', all)
+end
+
+local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
   local job = read(id)
   local holds, verdict = held(job, token)
   if not holds then
@@ -36,10 +54,12 @@ local function requeue(id, token, reason, crashed, burn, delay_ms, reroute)
     return before and not (job.state == 'cancelled' or job.state == 'expired') and 'ok' or verdict
   end
   take_out(id, job)
-  local burnt = crashed ~= '0' or burn == '1'
-  if crashed ~= '0' then job.crashes = job.crashes + 1 end
+  keep(id, evidence)
+  local burnt = fault ~= 'none'
+  if fault == 'crash' or fault == 'crash_alone' then job.crashes = job.crashes + 1 end
+  if fault == 'error' then job.retries = job.retries + 1 end
   if reroute == '1' then job.tiers = '' end
-  if crashed == '2' and job.crashes >= tonumber(ARGV[4]) then
+  if fault == 'crash_alone' and job.crashes >= tonumber(ARGV[4]) then
     call('HSET', key_of(id), 'crashes', job.crashes, 'reason', reason)
     bury(id, job)
   else

@@ -5,7 +5,8 @@
 -- reply for each job: ok (this call ended it, or the same one before) | cancelled | expired | lost
 
 local WIDTH, HEAD = 4, 3
-local FIELDS = {'state', 'token', 'attempt', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to', 'queue'}
+local FIELDS = {'state', 'token', 'attempt', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to', 'queue',
+                'prio', 'score'}
 
 local function check()
   if (#ARGV - HEAD) % WIDTH ~= 0 or not tonumber(ARGV[1]) then

@@ -1,26 +1,26 @@
 -- submit · put jobs into ingress, each with its own answer
 --
 -- KEYS  p
--- ARGV  max_jobs max_bytes max_tenant_jobs, then for each job:
+-- ARGV  for each job:
 --       id body digest priority(0…3) tenant deadline_ms(from now; 0: none) idempotency_key reply_to stream(0|1)
--- reply for each job: kind id detail
+-- reply for each job: kind id detail retry_after_ms(0 unless full)
 --       new       the job's id           queued
 --       duplicate the answering job's id its state
---       full      the id                 jobs | bytes | tenant_jobs: which bound
+--       full      the id                 jobs | bytes | tenant_jobs | class_jobs: which bound
 --       conflict  the other job's id     id | idempotency_key: what names another body already
 -- error INVALID field|problem|remedy: nothing was written
+--
+-- The bounds are those that a daemon has published with configure. retry_after_ms: when room is expected, at the rate at
+-- which the live hosts start jobs.
 
-local WIDTH, HEAD = 9, 3
+local WIDTH = 9
 local MAX_BODY, MAX_BOXES_CHARS = 4194304, 4096
 
 local function check()
-  for i = 1, HEAD do
-    if not tonumber(ARGV[i]) then return invalid('limits', 'not a number', 'give max_jobs max_bytes max_tenant_jobs') end
+  if #ARGV == 0 or #ARGV % WIDTH ~= 0 then
+    return invalid('arguments', #ARGV .. ' given', 'give ' .. WIDTH .. ' for each job')
   end
-  if #ARGV <= HEAD or (#ARGV - HEAD) % WIDTH ~= 0 then
-    return invalid('arguments', #ARGV .. ' given', 'give ' .. HEAD .. ' limits and ' .. WIDTH .. ' for each job')
-  end
-  for a = HEAD, #ARGV - 1, WIDTH do
+  for a = 0, #ARGV - 1, WIDTH do
     local deadline = tonumber(ARGV[a + 6])
     if #ARGV[a + 1] > 128 or not string.match(ARGV[a + 1], '^[%w_.:-]+$') then
       return invalid('id', 'not a name', 'use 1 to 128 of A-Z a-z 0-9 _ . : -')
@@ -69,7 +69,7 @@ local function known(id, digest, idem_key, box)
   return {'duplicate', id, found[1]}
 end
 
-local counted, sequence = {}, nil -- read once a call
+local counted, sequence, limits = {}, nil, nil -- read once a call
 
 local function used(field)
   counted[field] = counted[field] or tonumber(call('HGET', p .. ':counters', field) or 0)
@@ -78,23 +78,28 @@ end
 
 -- Numbers for all jobs of the call are drawn at once; those that are not used leave a gap.
 local function next_number()
-  local most = (#ARGV - HEAD) / WIDTH
+  local most = #ARGV / WIDTH
   sequence = (sequence or call('INCRBY', p .. ':seq', most) - most) + 1
   return sequence
 end
 
-local function bound_reached(tenant, bytes)
-  if used('jobs') >= tonumber(ARGV[1]) then return 'jobs' end
-  if used('bytes') + bytes > tonumber(ARGV[2]) then return 'bytes' end
-  if used('jobs:' .. tenant) >= tonumber(ARGV[3]) then return 'tenant_jobs' end
+-- The bound that is reached, and the jobs that it counts.
+local function bound_reached(tenant, prio, bytes)
+  limits = limits or published('max_jobs', 'max_bytes', 'max_tenant_jobs', 'drain_milli_hz', 'max_queue_size:0',
+                               'max_queue_size:1', 'max_queue_size:2', 'max_queue_size:3')
+  local class_most = limits['max_queue_size:' .. prio]
+  if used('jobs') >= limits.max_jobs then return 'jobs', limits.max_jobs end
+  if used('bytes') + bytes > limits.max_bytes then return 'bytes', used('jobs') end
+  if used('jobs:' .. tenant) >= limits.max_tenant_jobs then return 'tenant_jobs', limits.max_tenant_jobs end
+  if class_most > 0 and used('jobs:class:' .. prio) >= class_most then return 'class_jobs', class_most end
 end
 
 local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, stream)
   local idem_key = idem ~= '' and p .. ':idem:' .. tenant .. ':' .. idem
   local answer = known(id, digest, idem_key, box)
   if answer then return answer end
-  local bound = bound_reached(tenant, #body)
-  if bound then return {'full', id, bound} end
+  local bound, jobs = bound_reached(tenant, prio, #body)
+  if bound then return {'full', id, bound, room_after_ms(jobs, limits.drain_milli_hz)} end
   local score = format('%.0f', (3 - prio) * STRIDE + next_number())
   call('HSET', key_of(id), 'state', 'queued', 'body', body, 'digest', digest, 'prio', prio, 'score', score,
        'tenant', tenant, 'bytes', #body, 'reply_to', box, 'stream', stream, 'submitted', now_text, 'attempt', '1',
@@ -108,17 +113,18 @@ local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, st
     call('HSET', key_of(id), 'idem', idem)
     call('SET', idem_key, digest .. ' ' .. id)
   end
-  count_job(tenant, 1, #body)
+  count_job(id, {tenant = tenant, prio = prio, bytes = #body, score = score}, 1)
   return {'new', id, 'queued'}
 end
 
 local mistake = check()
 if mistake then return mistake end
 local reply, fresh = {}, false
-for a = HEAD, #ARGV - 1, WIDTH do
+for a = 0, #ARGV - 1, WIDTH do
   local answer = accept(unpack(ARGV, a + 1, a + WIDTH))
   fresh = fresh or answer[1] == 'new'
   for i = 1, 3 do reply[#reply + 1] = answer[i] end
+  reply[#reply + 1] = answer[4] or '0'
 end
 close()
 if fresh then arm('ingress') end
