@@ -181,6 +181,9 @@ def _check(config: Config) -> list[str]:
     longest = config.runtime_dir / "control.sock"
     if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         mistakes.append(f"daemon.runtime_dir: {longest} is too long for a socket; choose a shorter directory")
-    if not re.match(r"^(embedded$|redis://|rediss://|unix://)", config.redis.url):
-        mistakes.append("redis.url: not understood; use embedded, redis://host:port/db, rediss://… or unix:///path")
+    if not re.match(r"^(embedded$|rediss?://|unix://|cluster://[^/]|sentinel://[^/]+/[^/]+)", config.redis.url):
+        mistakes.append(
+            "redis.url: not understood; use embedded, redis://host:port/db, rediss://…, unix:///path, "
+            "sentinel://host:port,…/NAME or cluster://host:port,…"
+        )
     return mistakes

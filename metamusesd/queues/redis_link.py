@@ -9,80 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
+import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
-from metamusesd.errors import ConfigError, InvalidRequest, MetamusesdError, QueueRefused, QueueUnavailable
+from metamusesd.errors import QueueUnavailable
+from metamusesd.queues.redis_address import Address
+from metamusesd.queues.redis_trouble import translate
 
 Argument = str | bytes | int | float
-REFUSALS = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
+NO_LINGER = struct.pack("ii", 1, 0)
 REPLY_ERROR = hiredis.ReplyError
 _pack = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)  # annotated for one argument only
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a Redis server is and how to enter. `path`: a UNIX socket, else host and port."""
-
-    path: str = ""
-    host: str = "localhost"
-    port: int = 6379
-    db: int = 0
-    username: str = ""
-    password: str = field(default="", repr=False)
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
-
-
-def parse_address(url: str) -> Address:
-    """`redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS) or `unix://[user:password@]/path[?db=0]`."""
-    try:
-        parts = urlsplit(url)
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        if parts.scheme == "unix":
-            return Address(path=unquote(parts.path), db=int(query.get("db", 0)), username=user, password=password)
-        if parts.scheme not in ("redis", "rediss"):
-            raise ValueError(f"unknown scheme {parts.scheme!r}")
-        db = int(query.get("db") or parts.path.strip("/") or 0)
-        tls = _tls(query) if parts.scheme == "rediss" else None
-        return Address("", parts.hostname or "localhost", parts.port or 6379, db, user, password, tls)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"redis.url: {error}; give redis://host:port/db, rediss://… or unix:///path") from error
-
-
-def _tls(query: dict[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-    if query.get("ssl_cert_reqs") == "none":
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if "ssl_certfile" in query:
-        context.load_cert_chain(query["ssl_certfile"], query.get("ssl_keyfile"))
-    return context
-
-
-def translate(error: Exception) -> MetamusesdError:
-    """What our callers are told about a reply or a connection that failed."""
-    text = str(error) or type(error).__name__
-    code, _, rest = text.partition(" ")
-    if code == "INVALID" and rest.count("|") == 2:
-        return InvalidRequest(*rest.split("|"))
-    if code in REFUSALS:
-        return QueueRefused(f"Redis refuses this user: {text}; check user and password in redis.url")
-    return QueueUnavailable(f"The job queue cannot be reached: {text}")
 
 
 class Link(asyncio.Protocol):
     """One connection. `call` may be used by many tasks at once; replies come in order. Broken once, it stays broken."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, server: Address) -> None:
+        self.server = server
         self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
         self._reader = hiredis.Reader()
@@ -92,7 +40,7 @@ class Link(asyncio.Protocol):
         self.broken: Exception | None = None
 
     def __repr__(self) -> str:
-        return f"<Link {self.broken or 'open'}, {len(self._pending)} replies owed>"
+        return f"<Link {self.server} {self.broken or 'open'}, {len(self._pending)} replies owed>"
 
     def call(self, *args: Argument, wait_s: float = 0.0) -> asyncio.Future[Any]:
         """Send a command now; the future gets the reply (an error reply as a value) or ConnectionError, and is never
@@ -112,6 +60,8 @@ class Link(asyncio.Protocol):
         """Break the connection; every reply still owed becomes an error. Legal twice."""
         self.broken = self.broken or error or ConnectionError("closed")
         if self._transport is not None:
+            if isinstance(self.broken, TimeoutError):
+                self._forget_unsent(self._transport)
             self._transport.abort()
             self._transport = None
         if self._watch is not None:
@@ -121,6 +71,13 @@ class Link(asyncio.Protocol):
             _, future = self._pending.popleft()
             if not future.done():
                 future.set_exception(self.broken)
+
+    def _forget_unsent(self, transport: asyncio.Transport) -> None:
+        """A command given up must not arrive later: without this the kernel goes on sending what it still holds, and
+        a cut cable that is mended would let old commands in after the newer ones of the next connection."""
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
     def _look(self) -> None:
         """Every quarter of the time-out while replies are owed: one timer for all calls, instead of one a call."""
@@ -153,36 +110,46 @@ class Link(asyncio.Protocol):
 
 
 async def connect(address: Address, timeout_s: float) -> Link:
-    """A ready connection: authenticated, database selected. Raises QueueUnavailable or QueueRefused within the time."""
-    loop = asyncio.get_running_loop()
+    """A ready connection: authenticated, database selected. Raises QueueUnavailable within the time."""
+    link = None
     try:
         async with asyncio.timeout(timeout_s):
-            if address.path:
-                _, link = await loop.create_unix_connection(lambda: Link(timeout_s), address.path)
-            else:
-                _, link = await loop.create_connection(
-                    lambda: Link(timeout_s), address.host, address.port, ssl=address.tls
-                )
+            link = await _reach(address, timeout_s)
+            await _enter(link, address)
+            return link
     except (OSError, TimeoutError) as error:
-        raise QueueUnavailable(f"Redis at {address} cannot be reached: {error or 'no answer'}") from error
-    try:
-        await _enter(link, address)
+        _drop(link)
+        words = str(error) or f"no answer within {timeout_s:g} s"
+        raise QueueUnavailable(f"Redis at {address} cannot be reached: {words}") from error
     except BaseException:
-        link.close()
+        _drop(link)
         raise
+
+
+async def _reach(address: Address, timeout_s: float) -> Link:
+    loop = asyncio.get_running_loop()
+    if address.path:
+        _, link = await loop.create_unix_connection(lambda: Link(timeout_s, address), address.path)
+    else:
+        _, link = await loop.create_connection(
+            lambda: Link(timeout_s, address), address.host, address.port, ssl=address.tls
+        )
     return link
 
 
 async def _enter(link: Link, address: Address) -> None:
-    greeting: list[Sequence[Argument]] = []
     if address.password:
-        greeting.append(("AUTH", *filter(None, (address.username, address.password))))
+        await _greet(link, "AUTH", *filter(None, (address.username, address.password)))
     if address.db:
-        greeting.append(("SELECT", address.db))
-    for command in greeting:
-        try:
-            reply = await link.call(*command)
-        except (OSError, TimeoutError) as error:
-            raise translate(error) from error
-        if isinstance(reply, REPLY_ERROR):
-            raise translate(reply) from reply
+        await _greet(link, "SELECT", address.db)
+
+
+async def _greet(link: Link, *command: Argument) -> None:
+    reply = await link.call(*command)
+    if isinstance(reply, REPLY_ERROR):
+        raise translate(reply) from reply
+
+
+def _drop(link: Link | None) -> None:
+    if link is not None:
+        link.close()
