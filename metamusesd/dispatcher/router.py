@@ -37,7 +37,7 @@ MEDIUM_SCORE, COMPLEX_SCORE = 0.35, 0.7
 
 @dataclass(frozen=True, slots=True)
 class TierView:
-    """What the router must know of one enabled tier."""
+    """What the router must know of one enabled tier. Hosts may serve one tier with different models: one view each."""
 
     name: str
     model: str
@@ -45,7 +45,7 @@ class TierView:
 
 def route(request: InferenceRequest, tiers: Sequence[TierView]) -> Route:
     """The tiers that may serve the request, best first. Raises UnknownTier when a forced one is not enabled."""
-    names = tuple(tier.name for tier in tiers)
+    names = tuple(dict.fromkeys(tier.name for tier in tiers))
     if request.tier is not None:
         return _forced_tier(request.tier.lower(), names)
     if request.model is not None:
@@ -81,7 +81,8 @@ def _forced_tier(tier: str, names: tuple[str, ...]) -> Route:
 
 
 def _forced_model(model: str, tiers: Sequence[TierView]) -> Route:
-    accepted = tuple(tier.name for tier in tiers if tier.model == model)
+    others = {tier.name for tier in tiers if tier.model != model}  # any host may take a job of its tier
+    accepted = tuple(tier.name for tier in tiers if tier.model == model and tier.name not in others)
     if not accepted:
         known = ", ".join(sorted({tier.model for tier in tiers}))
         raise UnknownTier("model", f"no enabled tier serves {model!r}", f"use one of {known}")
