@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from metamusesd.engines.base import Engine, Prepared, Task
@@ -22,7 +23,7 @@ CLOSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of one Generate: `prepared`, or the error that ends it."""
+    """What became of one Generate: `prepared`, or the error that ends it; neither: nobody wants it any more."""
 
     epoch: int
     order: Generate
@@ -32,12 +33,15 @@ class Made:
 
 
 class Preparing:
-    """Turns Generates into Prepared tasks, for the step thread. `fd` is readable when something is made."""
+    """Turns Generates into Prepared tasks, for the step thread. `fd` is readable when something is made.
 
-    def __init__(self, engine: Engine) -> None:
+    `wanted` is asked on the other thread, before the work on (epoch, handle) begins.
+    """
+
+    def __init__(self, engine: Engine, wanted: Callable[[int, int], bool]) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.pending = 0  # handed in and not yet taken
-        self._engine = engine
+        self._engine, self._wanted = engine, wanted
         self._orders: queue.SimpleQueue[tuple[int, Generate, int] | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[Made] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -98,7 +102,9 @@ class Preparing:
     def _run(self) -> None:
         while (work := self._orders.get()) is not None:
             self._since_ns = time.monotonic_ns()
-            self._made.put(_make(self._engine, *work, None))
+            epoch, order, deadline_ns = work
+            wanted = self._wanted(epoch, order.handle)
+            self._made.put(_make(self._engine, *work, None) if wanted else Made(epoch, order, deadline_ns))
             self._since_ns = 0
             self.wake()
 

@@ -36,10 +36,11 @@ class Worker:
         self, engine: Engine, channel: socket.socket, hello: Callable[[], Hello], row: Row, log: Logger
     ) -> None:
         self._engine, self._control, self._hello, self._row, self._log = engine, channel, hello, row, log
-        self._preparing = Preparing(engine)
+        self._preparing = Preparing(engine, self._wanted)
         self._pipe: Pipe | None = None
         self._held: dict[int, int] = {}  # handle → deadline (monotonic ns, 0: none), preparing or admitted
         self._deadlines = 0  # how many of them have one
+        self._unmade: set[int] = set()  # of this epoch, with the other thread: also cancelled ones, they may crash us
         self._selector = selectors.DefaultSelector()
         self._leaving = False
         channel.setblocking(False)
@@ -134,6 +135,7 @@ class Worker:
         for handle in self._held:
             self._engine.cancel(handle)
         self._held.clear()
+        self._unmade.clear()
         self._deadlines = 0
         if self._pipe is not None:
             self._selector.unregister(self._pipe)
@@ -176,7 +178,7 @@ class Worker:
             idle = not self._engine.busy()
             self._send([event for order in payload if (event := self._take(order, epoch, idle))])
         elif frame is Frame.CANCEL:
-            self._send([self._cancel(handle) for handle in payload if handle in self._held])
+            self._send([event for handle in payload if handle in self._held and (event := self._cancel(handle))])
         else:
             raise WireError(f"a worker does not take {frame.name}")
 
@@ -188,8 +190,14 @@ class Worker:
         made = self._preparing.now(epoch, order, deadline_ns) if idle else None
         if made is not None:
             return self._admit(made)
+        self._unmade.add(order.handle)
         self._preparing.later(epoch, order, deadline_ns)
         return None
+
+    def _wanted(self, epoch: int, handle: int) -> bool:
+        """On the thread that prepares: neither cancelled nor of an older epoch."""
+        pipe = self._pipe
+        return pipe is not None and pipe.epoch == epoch and handle in self._held
 
     def _on_prepared(self, _: int) -> None:
         self._preparing.drain_fd()
@@ -197,13 +205,18 @@ class Worker:
 
     def _admit(self, made: Made) -> Event | None:
         handle = made.order.handle
-        if self._pipe is None or made.epoch != self._pipe.epoch or handle not in self._held:
-            return None  # its epoch is over, or it was cancelled
+        if self._pipe is None or made.epoch != self._pipe.epoch:
+            return None  # its epoch is over
+        self._unmade.discard(handle)
+        if handle not in self._held:
+            return Finished(handle, "cancelled")
         event: Event | None = None
         try:
             if made.error is not None:
                 event = Finished(handle, error=made.error.to_dict())
-            elif made.prepared is not None:
+            elif made.prepared is None or 0 < made.deadline_ns <= time.monotonic_ns():
+                event = Finished(handle, "deadline")
+            else:
                 self._engine.admit(made.prepared)
         except NoCapacity as error:
             event = Refused(handle, error.code)
@@ -214,14 +227,22 @@ class Worker:
             self._deadlines -= 1
         return event
 
-    def _cancel(self, handle: int, reason: str = "cancelled") -> Finished:
+    def _cancel(self, handle: int, reason: str = "cancelled") -> Finished | None:
+        """None: the other thread is at it, or will pass it by; its end is said then, and not before.
+
+        The dispatcher relies on that: whose end was said is not to blame for a crash any more.
+        """
         self._engine.cancel(handle)
         if self._held.pop(handle, 0):
             self._deadlines -= 1
-        return Finished(handle, reason)
+        return None if handle in self._unmade else Finished(handle, reason)
 
     def _expire(self) -> None:
-        """End what is past its deadline; also what is still being prepared."""
+        """End what is past its deadline; what is still being prepared, when it comes."""
         now_ns = time.monotonic_ns()
-        late = [handle for handle, deadline_ns in self._held.items() if deadline_ns and deadline_ns <= now_ns]
-        self._send([self._cancel(handle, "deadline") for handle in late])
+        late = [
+            handle
+            for handle, deadline_ns in self._held.items()
+            if deadline_ns and deadline_ns <= now_ns and handle not in self._unmade
+        ]
+        self._send([event for handle in late if (event := self._cancel(handle, "deadline"))])

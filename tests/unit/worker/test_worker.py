@@ -187,6 +187,83 @@ def test_cancels_in_every_phase(house: House, query: str) -> None:
     house.shows("slots_used", 0)
 
 
+def test_a_cancelled_job_is_present_until_its_preparation_is_over(house: House) -> None:
+    """The thread that prepares may still crash the worker: `cancelled` is said when it cannot any more."""
+    far = house.link()
+    far.generate("x !tokens=100000 !delay=1ms")
+    far.frame()
+    started, go_on = threading.Event(), threading.Event()
+    real = house.engine.prepare
+
+    def prepare(task: Any) -> Any:
+        started.set()
+        assert go_on.wait(PATIENCE_S)
+        return real(task)
+
+    house.engine.prepare = prepare  # type: ignore[method-assign]
+    far.generate("in the middle of it", handle=2)
+    assert started.wait(PATIENCE_S)
+    far.generate("behind it", handle=3)
+    far.send(Frame.CANCEL, [2, 3])
+    frames = house.field("frames_received")
+    house.shows("frames_received", max(frames, 4))
+    house.engine.prepare = real  # type: ignore[method-assign]
+    seen = [event.handle for _ in range(10) for event in far.frame()[1]]
+    assert set(seen) == {1}
+    go_on.set()
+    events: list[Any] = []
+    while len(events) < 2:
+        events += [event for event in far.frame()[1] if event.handle != 1]
+    assert [(event.handle, event.reason) for event in events] == [(2, "cancelled"), (3, "cancelled")]
+
+
+def test_a_cancelled_job_is_not_prepared(house: House) -> None:
+    """What was cancelled while it waited for the thread that prepares is passed by, whatever it would have done."""
+    far = house.link()
+    far.generate("x !tokens=100000 !delay=1ms")
+    far.frame()
+    far.generate("y !prepare=30ms", "z !prepare-crash", handle=2)
+    far.send(Frame.CANCEL, [3])
+    events: list[Any] = []
+    while not any(event.handle == 3 for event in events):
+        events += far.frame()[1]
+    assert [event.reason for event in events if event.handle == 3] == ["cancelled"]
+
+
+def test_cancels_what_is_pre_empted() -> None:
+    """A low job that yields its step to high ones is gone within a step of its cancel."""
+    house = make_house(slots=1, reserve_slots=2)
+    try:
+        far = house.link()
+        far.generate("low !tokens=100000 !delay=1ms", priority=0)
+        far.frame()
+        far.generate("high !tokens=100000 !delay=1ms", handle=2, priority=2)
+        house.shows("preempted", 1)
+        far.send(Frame.CANCEL, [1])
+        house.shows("preempted", 0)
+        far.send(Frame.CANCEL, [2])
+        assert [events[-1].reason for events in far.until_end(1, 2).values()] == ["cancelled", "cancelled"]
+        house.shows("slots_used", 0)
+    finally:
+        house.close()
+
+
+def test_a_deadline_ends_what_is_pre_empted() -> None:
+    """A sequence that gets no steps is past its deadline all the same."""
+    house = make_house(slots=1, reserve_slots=2)
+    try:
+        far = house.link()
+        far.generate("low !tokens=100000 !delay=1ms", priority=0, deadline_in_ms=300)
+        far.frame()
+        far.generate("high !tokens=100000 !delay=1ms", handle=2, priority=2)
+        house.shows("preempted", 1)
+        house.shows("preempted", 0)
+        far.send(Frame.CANCEL, [2])
+        assert [events[-1].reason for events in far.until_end(1, 2).values()] == ["deadline", "cancelled"]
+    finally:
+        house.close()
+
+
 def test_a_deadline_ends_a_sequence(house: House) -> None:
     """Past its deadline a sequence ends with `deadline`, also while it is being prepared."""
     far = house.link()
