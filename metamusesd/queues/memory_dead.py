@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metamusesd.queues.base import INGRESS
+from metamusesd.queues.base import INGRESS, JobEvent
 from metamusesd.queues.memory_store import Job, Store
 
 REPEAT_MS = 60_000
@@ -36,9 +36,9 @@ def drop(store: Store, id: str) -> str:
     return "dropped"
 
 
-def _reopen(stream: list[object]) -> None:
+def _reopen(stream: list[JobEvent]) -> None:
     """A stream has one end."""
-    if stream and stream[-1].kind == "dead":  # type: ignore[attr-defined]
+    if stream and stream[-1].kind == "dead":
         del stream[-1]
 
 
