@@ -47,8 +47,9 @@ async def test_the_page(kind: str, tmp_path: Path) -> None:
         lines = commands()
         follow = next(n for n, line in enumerate(lines) if "XREAD" in line)
         out = shell(server, lines[:follow])
-        assert out.split()[:6] == ["new", "hello-1", "queued", "duplicate", "hello-1", "queued"]
+        assert out.split()[:8] == ["new", "hello-1", "queued", "0", "duplicate", "hello-1", "queued", "0"]
         assert "INVALID id|not a name" in out
+        assert out.split()[-5:] == ["queued", "ingress", "0", "-1", "-1"]
         await serve(server)
         out = shell(server, ["SOCKET=", *lines[follow:]])
         words = [word for word in out.split() if word in ("started", "token", "done", "gone")]
