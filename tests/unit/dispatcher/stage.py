@@ -124,11 +124,11 @@ class Stage:
         """What the job's stream says: (kind, attempt) of every event."""
         return [(event.kind, event.attempt) for event in await self.queue.events(id)]
 
-    async def die(self, worker: PlayedWorker, row: int = 0, **more: Any) -> None:
+    async def die(self, worker: PlayedWorker, row: int = 0, exit: int = -11, **more: Any) -> None:
         """The worker crashes, and the supervisor says so."""
         await worker.close()
         self.workers.remove(worker)
-        self.unlink(worker, row, -11, **more)
+        self.unlink(worker, row, exit, **more)
 
     def unlink(self, worker: PlayedWorker, row: int, exit: int, **more: Any) -> None:
         """The supervisor's word about the end of a worker."""
