@@ -31,7 +31,7 @@ from metamusesd.queues.base import (
 )
 from metamusesd.queues.redis_door import RedisDoor
 from metamusesd.queues.redis_link import Argument
-from metamusesd.queues.redis_views import RedisViews
+from metamusesd.queues.redis_views import RedisViews, number
 
 BATCH = 1000  # entries of one script call: bounds how long the server is held, here to some 20 ms
 VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
@@ -216,21 +216,13 @@ def _unpack_claims(reply: list[bytes]) -> list[Claim]:
     return [_unpack_claim(*reply[at : at + CLAIM_WIDTH]) for at in range(0, len(reply), CLAIM_WIDTH)]
 
 
-def _number(text: bytes, default: int = 0) -> int:
-    """What should be a number in a job's hash; one that somebody spoilt must not stop the others."""
-    try:
-        return int(text)
-    except ValueError:
-        return default
-
-
 def _unpack_claim(
     id: bytes, token: bytes, queue: bytes, priority: bytes, attempt: bytes, crashes: bytes, body: bytes, route: bytes,
     tenant: bytes, stream: bytes, submitted: bytes, deadline: bytes, claimed: bytes,
     retries: bytes, aged: bytes,
 ) -> Claim:  # fmt: skip
     return Claim(
-        id.decode(), token.decode(), queue.decode(), _number(priority), _number(attempt, 1), _number(crashes), body,
-        route, tenant.decode(errors="replace"), stream == b"1", _number(submitted), _number(deadline), _number(claimed),
-        _number(retries), aged == b"1",
+        id.decode(), token.decode(), queue.decode(), number(priority), number(attempt, 1), number(crashes), body,
+        route, tenant.decode(errors="replace"), stream == b"1", number(submitted), number(deadline), number(claimed),
+        number(retries), aged == b"1",
     )  # fmt: skip

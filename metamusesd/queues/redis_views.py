@@ -87,8 +87,20 @@ class RedisViews:
         ids = [head[0].decode() for head in heads if head]
         times = await asyncio.gather(ask("TIME"), *(ask("HGET", f"{self.prefix}:job:{id}", "submitted") for id in ids))
         now_ms = int(times[0][0]) * 1000 + int(times[0][1]) // 1000
-        oldest_ms = max((now_ms - int(time) for time in times[1:] if time), default=0)
+        oldest_ms = max((now_ms - number(time, now_ms) for time in times[1:] if time), default=0)
         return Depth(queue, (counts[0], counts[1], counts[2], counts[3]), oldest_ms)
+
+
+def number(text: bytes, default: int = 0) -> int:
+    """What should be a number in a hash or a stream; one that somebody spoilt must not stop the others."""
+    try:
+        return int(text)
+    except ValueError:
+        return default
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
 def _unpack_view(id: str, fields: list[bytes | None]) -> JobView:
@@ -96,20 +108,20 @@ def _unpack_view(id: str, fields: list[bytes | None]) -> JobView:
         field or b"" for field in fields
     )
     return JobView(
-        id, state.decode(), int(prio), int(attempt), int(crashes), tenant.decode(), int(submitted), route,
-        owner.decode(), body, int(retries or 0), reason.decode(), int(ended or 0), tuple(evidence.splitlines()),
+        id, _text(state), number(prio), number(attempt, 1), number(crashes), _text(tenant), number(submitted), route,
+        _text(owner), body, number(retries), _text(reason), number(ended), tuple(evidence.splitlines()),
     )  # fmt: skip
 
 
 def _unpack_host(owner: str, fields: list[bytes]) -> Host:
     said = dict(zip(fields[::2], fields[1::2], strict=True))
-    tiers = said[b"tiers"].decode().split()
-    return Host(owner, {tier: _unpack_service(said[f"tier:{tier}".encode()]) for tier in tiers})
+    tiers = _text(said.get(b"tiers", b"")).split()
+    parts = {tier: said.get(f"tier:{tier}".encode(), b"").split(b" ", 4) for tier in tiers}
+    return Host(owner, {tier: _unpack_service(*parts[tier]) for tier in tiers if len(parts[tier]) == 5})
 
 
-def _unpack_service(said: bytes) -> Service:
-    free, start, p50, p90, model = said.split(b" ", 4)
-    return Service(model.decode(), int(free), int(start) / 1000, int(p50) / 1000, int(p90) / 1000)
+def _unpack_service(free: bytes, start: bytes, p50: bytes, p90: bytes, model: bytes) -> Service:
+    return Service(_text(model), number(free), number(start) / 1000, number(p50) / 1000, number(p90) / 1000)
 
 
 def _known(ms: int) -> int | None:
@@ -120,11 +132,11 @@ def _unpack_event(cursor: bytes, fields: list[bytes], id: str = "") -> JobEvent:
     entry = dict(zip(fields[::2], fields[1::2], strict=True))
     return JobEvent(
         cursor=cursor.decode(),
-        id=id or entry[b"id"].decode(),
-        kind=entry[b"kind"].decode(),
-        attempt=int(entry[b"attempt"]),
-        offset=int(entry.get(b"offset", 0)),
-        text=entry.get(b"text", b"").decode(),
-        tokens=int(entry.get(b"tokens", 0)),
+        id=id or _text(entry.get(b"id", b"")),
+        kind=_text(entry.get(b"kind", b"")),
+        attempt=number(entry.get(b"attempt", b"1"), 1),
+        offset=number(entry.get(b"offset", b"0")),
+        text=_text(entry.get(b"text", b"")),
+        tokens=number(entry.get(b"tokens", b"0")),
         data=entry.get(b"data", b""),
     )

@@ -178,3 +178,18 @@ async def test_a_list_that_names_what_is_not_there(bench: Bench) -> None:
     assert (await bench.queue.revive("lost-1"), await bench.queue.drop("lost-2")) == ("gone", "gone")
     assert await bench.queue.drop("alive") == "queued"
     assert await bench.door.ask("ZRANGE", dead, 0, -1) == [b"a"]
+
+
+async def test_a_spoilt_record_stops_nobody(bench: Bench) -> None:
+    """Garbage in one job's record does not keep the others from being listed, and is shown as far as it can be read."""
+    await quarantine(bench, "a")
+    await quarantine(bench, "b")
+    if bench.door is None:
+        return
+    for field in ("prio", "attempt", "crashes", "submitted", "retries", "ended"):
+        await bench.door.ask("HSET", f"{bench.door.prefix}:job:a", field, b"\xffx")
+    await bench.door.ask("HSET", f"{bench.door.prefix}:job:a", "reason", b"\xff")
+    assert sorted(job.id for job in await bench.queue.dead()) == ["a", "b"]
+    spoilt = await view(bench, "a")
+    assert (spoilt.state, spoilt.priority, spoilt.attempt, spoilt.reason) == ("dead", 0, 1, "\ufffd")
+    assert await bench.queue.drop("a") == "dropped"
