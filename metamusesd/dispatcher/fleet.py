@@ -101,12 +101,14 @@ class Fleet:
                 asyncio.get_running_loop().call_later(EVIDENCE_S, link.close)
 
     def _release(self, link: Link) -> None:
+        """Its runs share its fate; not those whose order it never looked at: they were not in the process that died."""
         assert link.fate is not None
-        present = len(link.runs) + len(link.ghosts)
-        for run in list(link.runs.values()):
-            run.neighbours = present - 1
+        runs = list(link.runs.values())
+        inside = [run for run in runs if 0 < run.frame <= link.read_frames]
+        for run in runs:
+            run.neighbours = len(inside) + len(link.ghosts) - 1
             link.release(run)
-            run.finish(link.fate)
+            run.finish(link.fate if run in inside else Lost(crashed=False, reason="lost"))
 
     def _retire(self, link: Link) -> None:
         if link in self.ready.get(link.tier, ()):

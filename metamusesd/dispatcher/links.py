@@ -43,12 +43,13 @@ class Link(asyncio.Protocol):
         self.runs: dict[int, Run] = {}
         self.ghosts: set[int] = set()  # cancelled here; the worker has not said yet that it has dropped them
         self.closed = False
+        self.read_frames = 0  # when it was over: frames that the worker had looked at
         self.fate: Lost | None = None  # how its worker ended, once that is known
         self.idle: asyncio.Event = asyncio.Event()
         self._board, self._hooks, self._log = board, hooks, log
         self._reader = FrameReader(epoch)
         self._transport: asyncio.Transport | None = None
-        self._handles = 0
+        self._handles = self._frames = 0
         self._orders: list[Generate] = []
         self._cancels: list[int] = []
         self._flushing = False
@@ -134,14 +135,21 @@ class Link(asyncio.Protocol):
             size += len(order.body)
             batch.append(order)
             if size > FRAME_BYTES:
-                self._write(Frame.GENERATE, batch)
+                self._order(batch)
                 batch, size = [], 0
         if batch:
-            self._write(Frame.GENERATE, batch)
+            self._order(batch)
+
+    def _order(self, batch: list[Generate]) -> None:
+        self._write(Frame.GENERATE, batch)
+        for order in batch:
+            if (run := self.runs.get(order.handle)) is not None:
+                run.frame = self._frames
 
     def _write(self, frame: Frame, payload: object) -> None:
         assert self._transport is not None
         self._transport.write(encode(frame, self.epoch, payload))
+        self._frames += 1
         self._board.add_frame_sent(self.row)
 
     # asyncio.Protocol
@@ -185,7 +193,13 @@ class Link(asyncio.Protocol):
             hooks.freed(self)
             self._rest()
 
+    def _read_frames(self) -> int:
+        """How many frames its worker has looked at, by the board; all, when another epoch stands there already."""
+        row = self._board.workers[self.row].read()
+        return row["frames_received"] if row is not None and row["epoch"] == self.epoch else self._frames
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self.read_frames = self._read_frames()
         self.idle.set()
         self._hooks.lost(self)

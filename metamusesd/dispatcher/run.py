@@ -43,8 +43,8 @@ class Run:
     """What is known of one attempt. One writer: the dispatcher's loop."""
 
     __slots__ = (
-        "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "handle", "idle_refusal", "link",
-        "logprobs", "neighbours", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
+        "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "frame", "handle", "idle_refusal",
+        "link", "logprobs", "neighbours", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -54,6 +54,7 @@ class Run:
         self.end: asyncio.Future[End] = loop.create_future()
         self.link: Link | None = None
         self.handle = 0
+        self.frame = 0  # the how manieth frame on its pipe it left with; 0: it has not left
         self.parts: list[str] = []
         self.chars = self.tokens = 0
         self.route_ms = 0.0

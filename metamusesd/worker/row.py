@@ -41,6 +41,10 @@ class Row:
         """A new epoch begins."""
         self._block.write(epoch=epoch, frames_received=0, beat_ns=time.monotonic_ns())
 
+    def received(self, frames: int) -> None:
+        """Before a frame is looked at: should it be the last thing that this process does, that is to be seen."""
+        self._block.write(frames_received=frames, beat_ns=time.monotonic_ns())
+
     def stepped(self, now: EngineStatistics, held: int, pipe: Pipe | None) -> None:
         """After every step."""
         self._steps += 1

@@ -160,6 +160,7 @@ class Worker:
             return
         try:
             for frame, payload in pipe.receive():
+                self._row.received(pipe.frames)
                 self._on_frame(frame, payload, pipe.epoch)
         except EOFError:
             self._log.info("pipe closed by the dispatcher", epoch=pipe.epoch)
