@@ -56,6 +56,7 @@ class WorkerState(enum.IntEnum):
     DECODE = 4
     DRAINING = 5
     STOPPED = 6
+    WAITING = 7  # the dispatcher reads too slowly: no step until it has
 
 
 class SlotStatus(enum.IntEnum):

@@ -58,12 +58,22 @@ class Daemon:
     boot_s: float = option(300.0, "How long a worker may take to load its model.", least=1, most=7200)
     hang_s: float = option(
         30.0,
-        "A worker that owes tokens and makes no step for longer (and 20 of its own steps) is replaced.",
+        "A child that owes progress and makes none for so long is replaced, while its own pace is not known yet. Once "
+        "it is: after 20 of its usual steps, hang_least_s or more. One that uses the CPU all the while has four times "
+        "as long, and never less than hang_s.",
         least=1,
         most=3600,
     )
+    hang_least_s: float = option(
+        5.0, "The shortest of those patiences, however quick its steps are. At most hang_s.", least=0.5, most=3600
+    )
     restart_limit: int = option(
-        5, "Restarts of one child within restart_window_s before it is given up.", least=0, most=1000
+        5,
+        "Deaths of one child within restart_window_s that nothing explains before it is given up: no job was in it, "
+        "it had done nothing since its start, and nobody killed it. Other deaths are not counted. 0: the first death "
+        "is the last.",
+        least=0,
+        most=1000,
     )
     restart_window_s: float = option(60.0, "See restart_limit.", least=1, most=86400)
     backoff_s: float = option(
@@ -77,7 +87,10 @@ class Redis:
     """The job queue."""
 
     url: str = option(
-        EMBEDDED, "`embedded`: a private redis-server; or redis://, rediss://, unix://.", env="REDIS_URL", secret=True
+        EMBEDDED,
+        "`embedded`: a private redis-server; or redis://, rediss://, unix://, sentinel://, cluster://.",
+        env="REDIS_URL",
+        secret=True,
     )
     prefix: str = option("metamuse", "Names the queue; becomes the hash tag of all its keys.", env="REDIS_QUEUE_PREFIX")
     server: str = option(
@@ -212,6 +225,11 @@ class Config:
     def state_dir(self) -> Path:
         """Absolute, not necessarily there yet."""
         return Path(self.daemon.state_dir or _state_dir()).absolute()
+
+    @property
+    def evidence_dir(self) -> Path:
+        """The stacks of children that crashed or hung."""
+        return self.state_dir / "evidence"
 
     @property
     def runtime_dir(self) -> Path:

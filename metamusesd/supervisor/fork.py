@@ -23,10 +23,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from metamusesd.control import EXIT_BAD_CONFIG, Birth
 from metamusesd.errors import ConfigError
+from metamusesd.supervisor.evidence import open_path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -56,9 +57,7 @@ def python_life(entry: str, birth: Birth) -> Callable[[], int]:
         if birth.worker is not None and birth.worker.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(birth.worker.gpus)
             os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        import faulthandler
-
-        faulthandler.enable()
+        stacks = _watch_for_crashes(birth)  # noqa: F841 - faulthandler needs its file to stay open
         try:
             module = importlib.import_module(entry)
         except ImportError:
@@ -67,6 +66,20 @@ def python_life(entry: str, birth: Birth) -> Callable[[], int]:
         return int(module.main(birth) or 0)
 
     return life
+
+
+def _watch_for_crashes(birth: Birth) -> IO[bytes] | None:
+    """On a crash in C, and on SIGABRT from the supervisor, the stacks of all threads go to a file of our own."""
+    import faulthandler
+
+    try:
+        path = open_path(birth.config.evidence_dir, birth.name, birth.generation)
+        stacks = path.open("wb", buffering=0)
+    except OSError:
+        faulthandler.enable()  # to standard error
+        return None
+    faulthandler.enable(stacks)
+    return stacks
 
 
 def _live(life: Callable[[], int], keep: list[int], parent: int, title: str, cores: Iterable[int]) -> NoReturn:

@@ -1,24 +1,33 @@
-"""Supervisor · holds the watches: asks the board about every child, names those that are hung. Rule: watchdog.py."""
+"""Supervisor · holds the watches: asks board and kernel about every child, names the hung. Rule: watchdog.py.
+
+Redis has no watch: loading a long file is its right, and the dispatcher tells when it is away.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from metamusesd.board import Board, SlotStatus
 from metamusesd.config import Daemon
 from metamusesd.supervisor import watchdog
+from metamusesd.supervisor.proc import kernel_sight
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import Kind
+from metamusesd.supervisor.watchdog import Doing, Patience, Sight, Watch
 
 
 class Guard:
-    """One watch a child. Redis has none: loading a long file is its right, and the dispatcher tells when it is away."""
+    """One watch a child."""
 
     def __init__(self, board: Board, daemon: Daemon) -> None:
         self._board, self._daemon = board, daemon
-        self._watches: dict[str, watchdog.Watch] = {}
+        self._patience = Patience(daemon.hang_s, daemon.hang_least_s)
+        self._watches: dict[str, Watch] = {}
 
     def forget(self, slot: Slot) -> None:
-        """A new process starts with a clean record."""
-        self._watches.pop(slot.name, None)
+        """A new process starts with a clean record, and with the pace of the one before it."""
+        if (watch := self._watches.get(slot.name)) is not None:
+            self._watches[slot.name] = Watch(paces=watch.paces)
 
     def hung(self, slot: Slot, now_s: float) -> str:
         """Why this child is hung, or nothing. Call it at every tick: what it does not see, it does not count."""
@@ -26,17 +35,24 @@ class Guard:
             return ""
         if slot.status is SlotStatus.STARTING and now_s - slot.started_s > self._daemon.boot_s:
             return f"not ready after {self._daemon.boot_s:g} s"
-        if slot.status is not SlotStatus.READY:
-            return ""
-        seen, owes, limit_s = self._record(slot)
-        watch = watchdog.look(self._watches.get(slot.name, watchdog.Watch()), seen, owes, now_s)
-        self._watches[slot.name] = watch
-        return f"no progress for {limit_s:.1f} s" if watchdog.idle_s(watch) > limit_s else ""
+        kernel = kernel_sight(slot.pid)
+        sight = replace(
+            self._sight(slot), cpu_s=kernel.cpu_s, wants_cpu=kernel.state in "RD", stopped=kernel.state in "Tt"
+        )
+        watch = self._watches[slot.name] = watchdog.look(self._watches.get(slot.name, Watch()), sight, now_s)
+        return watchdog.verdict(watch, self._patience)
 
-    def _record(self, slot: Slot) -> tuple[tuple[int, ...], bool, float]:
-        """(what counts its progress, does it owe any, the patience with it)."""
+    def patience_s(self, slot: Slot) -> float:
+        """How long it may now go without progress; for people."""
+        return watchdog.limit_s(self._watches.get(slot.name, Watch()), self._patience)
+
+    def _sight(self, slot: Slot) -> Sight:
         if slot.spec.kind is Kind.DISPATCHER:
-            return (self._board.dispatcher.get("beat_ns"),), True, self._daemon.hang_s
+            beat_ns = self._board.dispatcher.get("beat_ns")
+            is_up = slot.status is SlotStatus.READY and beat_ns
+            return watchdog.dispatcher_sight(beat_ns) if is_up else Sight(Doing.NOTHING)
         fields = self._board.workers[slot.spec.row].read()
-        seen, owes = watchdog.worker_debt(fields, self._board.frames_sent(slot.spec.row))
-        return seen, owes, watchdog.worker_limit_s(fields, self._daemon.hang_s)
+        if slot.status is SlotStatus.STARTING and (fields is None or not fields["beat_ns"]):
+            return Sight(Doing.NOTHING)  # boot_s is its limit until its model begins to load
+        linked = fields is not None and fields["epoch"] == slot.epoch
+        return watchdog.worker_sight(fields, self._board.frames_sent(slot.spec.row) if linked else 0)

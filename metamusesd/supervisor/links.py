@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 
 from metamusesd import control
+from metamusesd.supervisor.coroner import Death
 from metamusesd.supervisor.slot import Slot
 
 
@@ -39,8 +40,9 @@ class Links:
         return told
 
 
-def part(worker: Slot, dispatcher: Slot, epoch: int) -> None:
+def part(worker: Slot, dispatcher: Slot, epoch: int, pid: int, death: Death) -> None:
     """Tell the dispatcher that this worker died, and how. Call it after the burial."""
     if dispatcher.control is not None and epoch:
-        message = {"do": "unlink", "row": worker.spec.row, "epoch": epoch, "exit": worker.last_exit}
-        control.send(dispatcher.control, {**message, "hung": bool(worker.hung)})
+        message = {"do": "unlink", "row": worker.spec.row, "epoch": epoch, "exit": death.exit}
+        message |= {"hung": bool(death.hung), "killed": death.killed, "evidence": death.evidence(worker.name, pid)}
+        control.send(dispatcher.control, message)

@@ -76,9 +76,10 @@ def write_configuration(config: Config) -> Path:
         f"logfile {_quoted(log_path(config))}",
         "always-show-logo no",
     ]
-    path = directory(config) / "redis.conf"
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    path.chmod(0o600)
+    path, text = directory(config) / "redis.conf", "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text("utf-8") != text:  # a restart on a full disk must not need room for this
+        path.write_text(text, "utf-8")
+        path.chmod(0o600)
     return path
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from metamusesd.board import Block, SlotStatus
 from metamusesd.control import EXIT_BAD_CONFIG
+from metamusesd.supervisor.restart import Died
 from metamusesd.supervisor.spec import ChildSpec
 
 MOVES = {
@@ -55,14 +56,20 @@ class Slot:
     started_s: float = 0.0
     due_s: float = 0.0  # in BACKOFF: when it starts again
     kill_s: float = 0.0  # after this moment SIGKILL; 0: nobody wants it dead
+    ready_s: float = 0.0  # when this process was ready
+    retire_s: float = 0.0  # being recycled: its jobs have until then to end; 0: no
+    recycling: bool = False  # it is to be replaced, and no fault of its own
+    we_killed: bool = False  # SIGKILL came from us
+    private_bytes: int = 0  # as last measured, workers only
     hung: str = ""  # why the watchdog killed it
+    trouble: str = ""  # why it cannot be started, as last logged
     was_ready: bool = False  # this process
     ever_ready: bool = False  # any process of this slot
     boot_deaths: int = 0
     permanent: bool = False
     last_exit: int | None = None  # as os.waitstatus_to_exitcode: negative is a signal
     last_error: dict[str, Any] | None = None
-    deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+    deaths: deque[Died] = field(default_factory=lambda: deque(maxlen=1024))
 
     @property
     def name(self) -> str:
@@ -82,30 +89,36 @@ class Slot:
         self.restarts += self.generation > 0
         self.generation += 1
         self.started_s, self.kill_s, self.hung, self.epoch = time.monotonic(), 0.0, "", 0
-        self.was_ready = self.permanent = False
+        self.was_ready = self.permanent = self.recycling = self.we_killed = False
+        self.ready_s = self.retire_s = 0.0
+        self.private_bytes = 0
         self.move("start")
 
     def ready(self) -> None:
         """It said so."""
         self.was_ready = self.ever_ready = True
         self.boot_deaths = 0
+        self.ready_s = time.monotonic()
         self.last_error = None
         self.move("ready")
 
-    def buried(self, wait_status: int) -> None:
-        """Its process has been reaped; what comes next is decided elsewhere."""
+    def buried(self, wait_status: int, explained: bool = False) -> None:
+        """Its process has been reaped; what comes next is decided elsewhere. `explained`: see restart.py."""
         self.last_exit = os.waitstatus_to_exitcode(wait_status)
         self.permanent = self.permanent or self.last_exit == EXIT_BAD_CONFIG
-        self.boot_deaths = 0 if self.was_ready else self.boot_deaths + 1
-        self.deaths_s.append(time.monotonic())
+        if not explained:
+            self.boot_deaths = 0 if self.was_ready else self.boot_deaths + 1
+        if not self.recycling:
+            self.deaths.append(Died(time.monotonic(), explained))
         if self.control is not None:
             self.control.close()
-        self.pid, self.control, self.epoch, self.kill_s = 0, None, 0, 0.0
+        self.pid, self.control, self.epoch, self.kill_s, self.retire_s = 0, None, 0, 0.0, 0.0
 
     def kill(self, signum: int, then_kill_after_s: float | None = None) -> None:
         """Send a signal to its process, if there is one; SIGKILL follows when it does not leave in time."""
         if not self.pid:
             return
+        self.we_killed = self.we_killed or signum == signal.SIGKILL
         try:
             os.kill(self.pid, signum)
         except ProcessLookupError:

@@ -25,15 +25,20 @@ from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
 from metamusesd.log import get_logger
 from metamusesd.supervisor import redis_server, restart
+from metamusesd.supervisor.coroner import Coroner
 from metamusesd.supervisor.cpus import usable_cores
+from metamusesd.supervisor.evidence import Evidence
 from metamusesd.supervisor.guard import Guard
 from metamusesd.supervisor.health import Answer, HealthServer
+from metamusesd.supervisor.herald import Herald
 from metamusesd.supervisor.links import Links, part
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import Placement, place
+from metamusesd.supervisor.proc import kernel_sight
+from metamusesd.supervisor.recycle import Recycling
 from metamusesd.supervisor.report import Reporter
 from metamusesd.supervisor.signals import Signals
-from metamusesd.supervisor.slot import Slot, exit_text
+from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import DISPATCHER_ENTRY, WORKER_ENTRY, Kind, child_specs
 from metamusesd.supervisor.state_dir import Home, open_home
 from metamusesd.supervisor.systemd import Notifier
@@ -43,8 +48,6 @@ BOOT_TICK_S = 0.02  # while Redis comes up
 RETRY_S = 0.1  # a start that was not possible is tried again
 ABORT_S = 2.0  # between SIGABRT, for the stacks, and SIGKILL
 REDIS_STOP_S = 10.0  # to write its file out
-TELL_S = 1.0
-EXTEND_S = 15.0
 
 
 class Phase(enum.Enum):
@@ -101,11 +104,14 @@ class Supervisor:
             config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons
         )
         self._guard = Guard(self._board, config.daemon)
+        self._reporter.patience_s = self._guard.patience_s
+        self._herald = Herald(self._notifier, self._reporter, config.daemon.hang_s + ABORT_S)
+        self._coroner = Coroner(self._board, Evidence(config.evidence_dir))
+        self._recycling = Recycling(config, self._nursery.workers, self._nursery.dispatcher, self._log)
         self._budget = restart.policy(config.daemon)
         self._phase = Phase.STARTING
         self._code = 0
         self._ended = False
-        self._told_s = 0.0
 
     def run(self) -> int:
         """The whole life of the daemon."""
@@ -120,6 +126,7 @@ class Supervisor:
                 self._obey()
                 self._bury_the_dead()
                 self._look_for_the_hung()
+                self._recycle()
                 self._start_the_due()
                 self._join_pairs()
                 self._insist()
@@ -175,6 +182,12 @@ class Supervisor:
             if reason := self._guard.hung(slot, now_s):
                 self._abort(slot, reason)
 
+    def _recycle(self) -> None:
+        now_s = time.monotonic()
+        self._coroner.count(now_s)
+        if self._phase is Phase.RUNNING:
+            self._recycling.turn(now_s)
+
     def _start_the_due(self) -> None:
         """Redis first; the others as soon as it has answered once, and never again because of it."""
         now_s = time.monotonic()
@@ -194,7 +207,7 @@ class Supervisor:
     def _join_pairs(self) -> None:
         if self._phase is Phase.RUNNING:
             for worker in self._nursery.workers:
-                if worker.epoch == 0:
+                if worker.epoch == 0 and not worker.recycling:
                     self._links.join(worker, self._nursery.dispatcher)
 
     def _insist(self) -> None:
@@ -221,20 +234,9 @@ class Supervisor:
             self._ended = True
 
     def _tell(self) -> None:
-        """systemd: once a second, and the watchdog as long as the dispatcher's heart beats or we are replacing it."""
-        now_s = time.monotonic()
-        if now_s - self._told_s < TELL_S:
-            return
-        self._told_s = now_s
-        if self._phase is Phase.RUNNING and not self._reporter.reasons():
-            self._notifier.ready()
-        elif self._phase in (Phase.STARTING, Phase.RUNNING):
-            self._notifier.extend(EXTEND_S)
-        self._notifier.status(self._reporter.summary())
-        age_s = self._reporter.beat_age_s()
-        is_ready = self._nursery.dispatcher.status is SlotStatus.READY
-        if not is_ready or age_s is None or age_s < self._config.daemon.hang_s + ABORT_S + TELL_S:
-            self._notifier.feed()
+        starting = self._phase in (Phase.STARTING, Phase.RUNNING)
+        ready = self._phase is Phase.RUNNING and not self._reporter.reasons()
+        self._herald.tell(starting, ready, self._nursery.dispatcher.status is not SlotStatus.READY)
 
     # what the turns do
 
@@ -242,14 +244,17 @@ class Supervisor:
         try:
             started = self._nursery.start(slot)
         except OSError as error:
-            self._log.error("a child could not be started", child=slot.name, problem=str(error))
+            if slot.trouble != str(error):
+                slot.trouble = str(error)
+                self._log.error("a child could not be started", child=slot.name, problem=str(error))
             started = False
         if started:
             self._guard.forget(slot)
+            slot.trouble = ""
             self._log.info("started", child=slot.name, pid=slot.pid, generation=slot.generation)
             return
         slot.due_s = now_s + RETRY_S
-        if now_s - slot.since_s > self._config.daemon.boot_s:
+        if now_s - slot.since_s > self._config.daemon.boot_s and not slot.ever_ready:
             self._log.error("a child could not be started in time", child=slot.name)
             self._stop(EXIT_BOOT, 0.0)
 
@@ -264,33 +269,48 @@ class Supervisor:
             slot.permanent = message.get("permanent") is True
         elif message.get("say") == "relink" and message.get("epoch") == slot.epoch:
             slot.epoch = 0  # the next turn of the loop makes a new pipe; a stale wish names an older epoch
+            self._recycling.parted(slot)
+        elif message.get("say") == "retired":
+            self._recycling.retired(message.get("row"), message.get("epoch"))
 
     def _bury(self, slot: Slot, wait_status: int) -> None:
-        lived_s, epoch = time.monotonic() - slot.started_s, slot.epoch
-        slot.buried(wait_status)
+        pid, epoch, death = slot.pid, slot.epoch, self._coroner.examine(slot, wait_status)
+        slot.buried(wait_status, death.explained)
         said = (slot.last_error or {}).get("message")
         if slot.spec.kind is Kind.WORKER:
             self._board.workers[slot.spec.row].clear()  # its writer is dead; nobody else may
-            part(slot, self._nursery.dispatcher, epoch)
+            part(slot, self._nursery.dispatcher, epoch, pid, death)
         elif slot.spec.kind is Kind.DISPATCHER:
-            self._board.dispatcher.clear()
-            for worker in self._nursery.workers:
-                worker.epoch = 0
-        facts = {"child": slot.name, "how": exit_text(slot.last_exit), "lived_s": round(lived_s, 2)}
+            self._part_all()
+        facts = {"child": slot.name, "pid": pid} | death.facts() | ({"said": said} if said else {})
         if self._phase in (Phase.STARTING, Phase.RUNNING):
-            self._restart(slot, facts | ({"said": said} if said else {}) | ({"hung": slot.hung} if slot.hung else {}))
-        else:
-            self._log.info("gone", **facts)
-            if slot.spec.kind is Kind.DISPATCHER and slot.last_exit != 0 and self._code == 0:
-                self._log.warning("the dispatcher left without draining; the next start takes its jobs back")
-                self._code = EXIT_DIED
-            slot.move("stop")
-            slot.move("died")
+            self._restart(slot, facts)
+            return
+        self._log.info("gone", **facts)
+        if slot.spec.kind is Kind.DISPATCHER and slot.last_exit != 0 and self._code == 0:
+            self._log.warning("the dispatcher left without draining; the next start takes its jobs back")
+            self._code = EXIT_DIED
+        slot.move("stop")
+        slot.move("died")
+
+    def _part_all(self) -> None:
+        """The dispatcher died: what it wrote is cleared, and no worker owes it anything."""
+        self._board.dispatcher.clear()
+        for worker in self._nursery.workers:
+            worker.epoch = 0
+            self._board.reset_frames_sent(worker.spec.row)
+            self._recycling.parted(worker)
 
     def _restart(self, slot: Slot, facts: dict[str, Any]) -> None:
         now_s = time.monotonic()
+        if slot.recycling:
+            slot.due_s = now_s
+            slot.move("died")
+            self._log.info("recycled", **facts)
+            return
         verdict = restart.decide(
-            self._budget, slot.deaths_s, now_s, permanent=slot.permanent, boot_deaths=slot.boot_deaths,
+            self._budget, slot.deaths, permanent=slot.permanent, boot_deaths=slot.boot_deaths,
+            keep=slot.spec.kind is Kind.REDIS and slot.ever_ready,
             chance=random.random(),  # noqa: S311 - jitter, no secret
         )  # fmt: skip
         if isinstance(verdict, restart.Again):
@@ -305,10 +325,12 @@ class Supervisor:
             self._stop(_verdict(doomed), 0.0)
 
     def _abort(self, slot: Slot, reason: str) -> None:
-        """The child is hung: let it print its stacks, then kill it."""
+        """The child is hung: let it print its stacks, then kill it. A stopped one could print them only if it went on,
+        and then it would go on with its work as well."""
         slot.hung = reason
         self._log.error("child is hung", child=slot.name, pid=slot.pid, because=reason)
-        slot.kill(signal.SIGABRT, ABORT_S)
+        stopped = kernel_sight(slot.pid).state in "Tt"
+        slot.kill(signal.SIGKILL if stopped else signal.SIGABRT, ABORT_S)
 
     def _stop(self, code: int, within_s: float) -> None:
         """Begin the end. The dispatcher goes first, then the workers, Redis last."""
@@ -355,10 +377,8 @@ class Supervisor:
         return program
 
     def _introduce(self) -> None:
-        config = self._config
-        self._log.info(
-            "starting", config=config.source, state_dir=str(config.state_dir), health=str(config.health_socket)
-        )
+        where = {"state_dir": str(self._config.state_dir), "health": str(self._config.health_socket)}
+        self._log.info("starting", config=self._config.source, **where)
         for reason in self._reporter.placement:
             self._log.info(reason)
 

@@ -28,7 +28,6 @@ LOADING_BEAT_S = 0.2
 
 def main(birth: Birth) -> int:
     """A worker's whole life; returns its exit code. Call it in the forked child, on its main thread."""
-    faulthandler.enable()  # SIGABRT from the supervisor, a crash in C: the stacks go to standard error
     log = get_logger(birth.name, pid=os.getpid())
     row = Row(birth.board.workers[birth.row])
     try:

@@ -59,6 +59,8 @@ class Row:
         state = WorkerState.PREFILL if now.queued_prompt_tokens else WorkerState.DECODE
         if not held:
             state = WorkerState.IDLE
+        elif pipe is not None and pipe.full:
+            state = WorkerState.WAITING
         self._block.write(
             state=state, slots_used=now.slots_used, preempted=now.preempted,
             queued_prompt_tokens=now.queued_prompt_tokens, kv_cells=now.kv_cells, kv_cells_used=now.kv_cells_used,

@@ -24,7 +24,7 @@ def facts() -> dict[str, object]:
         if os.path.exists(f"/proc/self/fd/{name}")
     }
     return {
-        "fds": sorted(fd for fd in fds if fd > 2),
+        "fds": sorted(what.partition(":")[0] for fd, what in fds.items() if fd > 2),
         "stdin": fds[0],
         "group": os.getpgid(0),
         "cores": sorted(os.sched_getaffinity(0)),

@@ -35,7 +35,7 @@ def test_the_supervisor_imports_nothing_heavy():
 
 
 def test_a_child_is_born_clean(tmp_path):
-    """A child has its control end and nothing else open, default signals, its own group, its cores."""
+    """A child has its control end and the file for its stacks and nothing else open, default signals, its own group, its cores."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(tmp_path / "notify"))
     core = min(os.sched_getaffinity(0))
@@ -43,7 +43,7 @@ def test_a_child_is_born_clean(tmp_path):
     with listener, Daemon(tmp_path / "d", {"NOTIFY_SOCKET": str(tmp_path / "notify")}, **tier) as daemon:
         daemon.ready()
         born = daemon.notes("fast-0", "born")[0]
-        assert len(born["fds"]) == 1
+        assert born["fds"] == [str(tmp_path / "d/evidence/fast-0-1.stacks"), "socket"]
         assert born["stdin"] == "/dev/null"
         assert born["group"] == born["pid"]
         assert born["cores"] == [core]

@@ -10,6 +10,7 @@ import pytest
 
 from metamusesd import control
 from metamusesd.control import WorkerSpec
+from metamusesd.supervisor.coroner import Death
 from metamusesd.supervisor.links import Links, part
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import ChildSpec, Kind
@@ -78,9 +79,14 @@ def test_out_of_descriptors_is_not_the_end(family):
 
 
 def test_a_death_is_told_with_its_evidence(family):
-    """How it ended and whether it hung; nothing for a worker that never had a link."""
+    """How it ended, whether it hung, whether somebody killed it; nothing for a worker that never had a link."""
     worker, dispatcher, _, dispatchers_end = family
-    worker.last_exit, worker.hung = -6, "no progress"
-    part(worker, dispatcher, 0)
-    part(worker, dispatcher, 3)
-    assert control.receive(dispatchers_end) == ({"do": "unlink", "row": 0, "epoch": 3, "exit": -6, "hung": True}, None)
+    death = Death(exit=-6, how="killed by SIGABRT", lived_s=3.0, phase="decode", rss_mb=80, stacks="a", hung="b")
+    part(worker, dispatcher, 0, 4711, death)
+    part(worker, dispatcher, 3, 4711, death)
+    evidence = {
+        "worker": "fast-0", "pid": 4711, "how": "killed by SIGABRT", "phase": "decode", "rss_mb": 80, "hung": "b",
+        "stacks": "a",
+    }  # fmt: skip
+    told = {"do": "unlink", "row": 0, "epoch": 3, "exit": -6, "hung": True, "killed": False, "evidence": evidence}
+    assert control.receive(dispatchers_end) == (told, None)

@@ -1,16 +1,34 @@
-"""The supervisor's pure rules: restart, hang, lifecycle."""
+"""The supervisor's pure rules: restart, lifecycle. Hangs: test_watchdog.py."""
 
 from __future__ import annotations
 
 import pytest
 
-from metamusesd.board import WORKER_FIELDS, Board, SlotStatus
-from metamusesd.supervisor import watchdog
-from metamusesd.supervisor.restart import BOOT_LIMIT, Again, GiveUp, Policy, decide
+from metamusesd.board import Board, SlotStatus
+from metamusesd.supervisor.restart import (
+    BOOT_LIMIT,
+    EXPLAINED_MOST_S,
+    Again,
+    Died,
+    GiveUp,
+    Policy,
+    decide,
+    is_explained,
+)
 from metamusesd.supervisor.slot import MOVES, Slot, exit_text
 from metamusesd.supervisor.spec import ChildSpec, Kind
 
-BUDGET = Policy(limit=3, window_s=60, backoff_s=0.1, backoff_most_s=1.0)
+BUDGET = Policy(limit=3, window_s=60, backoff_s=0.1, backoff_most_s=30.0)
+
+
+def died(*at_s: float, explained: bool = False) -> list[Died]:
+    return [Died(each, explained) for each in at_s]
+
+
+def after_s(deaths: list[Died], chance: float = 1.0, budget: Policy = BUDGET, **more: bool) -> float:
+    verdict = decide(budget, deaths, permanent=False, boot_deaths=0, chance=chance, **more)
+    assert isinstance(verdict, Again)
+    return verdict.after_s
 
 
 @pytest.mark.parametrize(
@@ -25,15 +43,13 @@ BUDGET = Policy(limit=3, window_s=60, backoff_s=0.1, backoff_most_s=1.0)
 )
 def test_pauses_double_and_old_deaths_are_forgiven(deaths_s, chance, pause_s):
     """The pause is base · 2ⁿ over the deaths in the window, and half of it is chance."""
-    verdict = decide(BUDGET, deaths_s, 100, permanent=False, boot_deaths=0, chance=chance)
-    assert isinstance(verdict, Again)
-    assert verdict.after_s == pytest.approx(pause_s)
+    assert after_s(died(*deaths_s), chance) == pytest.approx(pause_s)
 
 
 def test_the_pause_has_a_ceiling():
     """However many deaths the budget allows, no pause is longer than the longest."""
     budget = Policy(limit=1000, window_s=60, backoff_s=0.1, backoff_most_s=1.0)
-    assert decide(budget, [100.0] * 900, 100, permanent=False, boot_deaths=0, chance=1.0) == Again(1.0)
+    assert after_s(died(*[100.0] * 900), budget=budget) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -46,64 +62,49 @@ def test_the_pause_has_a_ceiling():
 )
 def test_some_children_are_given_up(deaths_s, permanent, boot_deaths, why):
     """A spent budget, a permanent error and a start that never works end the restarts, with the reason."""
-    verdict = decide(BUDGET, deaths_s, deaths_s[-1], permanent=permanent, boot_deaths=boot_deaths, chance=0.5)
+    verdict = decide(BUDGET, died(*deaths_s), permanent=permanent, boot_deaths=boot_deaths, chance=0.5)
     assert isinstance(verdict, GiveUp)
     assert why in verdict.reason
 
 
 def test_a_limit_of_zero_restarts_nothing():
-    """restart_limit = 0: the first death is the last."""
+    """restart_limit = 0: the first death is the last, explained or not."""
     budget = Policy(limit=0, window_s=60, backoff_s=0.1, backoff_most_s=1.0)
-    assert isinstance(decide(budget, [1.0], 1.0, permanent=False, boot_deaths=0, chance=0), GiveUp)
+    for explained in (False, True):
+        verdict = decide(budget, died(1.0, explained=explained), permanent=False, boot_deaths=0, chance=0)
+        assert isinstance(verdict, GiveUp)
 
 
-def row(**fields: int) -> dict[str, int]:
-    return dict.fromkeys(WORKER_FIELDS, 0) | fields
+def test_explained_deaths_cost_a_short_pause_and_no_budget():
+    """A hundred poison jobs in a row never give a worker up, and its pause stays at two seconds or less."""
+    deaths = died(*[float(each) / 10 for each in range(100)], explained=True)
+    assert after_s(deaths) == EXPLAINED_MOST_S
+    assert after_s([*deaths, Died(10.0)]) == pytest.approx(0.1)  # the first that nothing explains
+
+
+def test_redis_is_never_given_up_once_it_has_answered():
+    """However often it dies while its disk is full, the next try comes, at most backoff_most_s later."""
+    deaths = died(*[float(each) for each in range(50)])
+    verdict = decide(BUDGET, deaths, permanent=False, boot_deaths=50, chance=1.0, keep=True)
+    assert verdict == Again(30.0)
 
 
 @pytest.mark.parametrize(
-    ("fields", "frames_sent", "owes"),
+    ("life", "explained"),
     [
-        (row(), 0, False),
-        (row(beat_ns=5), 0, True),
-        (row(slots_used=1), 0, True),
-        (row(preempted=1), 0, True),
-        (row(frames_received=2), 3, True),
-        (row(frames_received=3), 3, False),
-        (None, 0, True),
+        ({"was_ready": True, "worked": True}, True),
+        ({"was_ready": True, "worked": True, "hung": True}, True),
+        ({"was_ready": True, "ready_for_s": 60.0}, True),
+        ({"was_ready": True, "ready_for_s": 60.0, "hung": True}, False),
+        ({"was_ready": True, "ready_for_s": 0.5}, False),
+        ({"was_ready": False, "worked": True}, False),
+        ({"was_ready": False, "killed": True}, True),
     ],
 )
-def test_who_owes(fields, frames_sent, owes):
-    """Sequences, unread frames and a heart that once beat are debts; an unreadable row is one too."""
-    assert watchdog.worker_debt(fields, frames_sent)[1] is owes
-
-
-def idle_after(looks: list[tuple[float, tuple[int, ...], bool]]) -> float:
-    watch = watchdog.Watch()
-    for now_s, seen, owes in looks:
-        watch = watchdog.look(watch, seen, owes, now_s)
-    return watchdog.idle_s(watch)
-
-
-def test_progress_resets_the_watch_and_idleness_is_no_crime():
-    """Only time with a debt and without a change counts."""
-    assert idle_after([(0, (1,), True), (1, (1,), True), (2, (1,), True)]) == 2
-    assert idle_after([(0, (1,), True), (1, (2,), True), (2, (2,), True)]) == 1
-    assert idle_after([(0, (1,), False), (1, (1,), False), (2, (1,), False)]) == 0
-    assert idle_after([(0, (1,), False), (1, (1,), True), (2, (1,), True)]) == 1
-
-
-def test_time_in_which_nobody_looked_is_not_held_against_a_child():
-    """After the supervisor was stopped for a minute, a child has its full patience again."""
-    assert idle_after([(0, (1,), True), (1, (1,), True), (61, (1,), True), (62, (1,), True)]) == 2
-
-
-def test_slow_models_get_more_patience():
-    """Twenty of its own steps, if that is more; an absurd figure on the board is bounded."""
-    assert watchdog.worker_limit_s(row(step_ns=5_000_000_000), 30) == 100
-    assert watchdog.worker_limit_s(row(step_ns=1_000_000), 30) == 30
-    assert watchdog.worker_limit_s(None, 30) == 30
-    assert watchdog.worker_limit_s(row(step_ns=2**63), 30) == 20 * 60
+def test_what_explains_a_death(life, explained):
+    """Work that it was given, a steady life, or a kill from outside; nothing else."""
+    plain = {"was_ready": False, "worked": False, "ready_for_s": 0.0, "killed": False, "hung": False}
+    assert is_explained(**plain | life) is explained
 
 
 def test_the_lifecycle_is_closed():

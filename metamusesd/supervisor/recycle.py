@@ -1,0 +1,120 @@
+"""Supervisor · a worker that has grown too large is drained and replaced, one of a tier at a time.
+
+    private memory over tiers.*.recycle_mb ─► {"do": "retire"} ─► the dispatcher lets its jobs end ─► {"say": "retired"}
+    ─► SIGTERM ─► a fresh one at once, without touching its restart budget
+
+A model that is over the limit as soon as it is loaded would be recycled for ever: hence a pause between two, which
+doubles while the worker grows back too soon.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from metamusesd import control
+from metamusesd.board import SlotStatus
+from metamusesd.config import Config
+from metamusesd.log import Logger
+from metamusesd.supervisor.proc import private_bytes
+from metamusesd.supervisor.slot import Slot
+
+LOOK_S = 1.0
+PAUSE_S, PAUSE_MOST_S = 60.0, 3600.0
+SOON = 4  # a worker that lasts fewer pauses than this doubles its pause
+FRESH_S = 5.0  # so soon after it was ready it holds its model and nothing else
+GRACE_S = 5.0  # beyond drain_s, for the dispatcher's answer
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One worker slot's history: when it was recycled last, and how long it then stays."""
+
+    last_s: float = float("-inf")
+    pause_s: float = PAUSE_S
+    warned: bool = False  # that its model alone is over the limit
+
+    def may(self, now_s: float) -> bool:
+        """Is it time again?"""
+        return now_s >= self.last_s + (self.pause_s if self.last_s > float("-inf") else 0.0)
+
+    def recycled(self, now_s: float) -> Record:
+        """After one more."""
+        soon = now_s - self.last_s < SOON * self.pause_s
+        return replace(self, last_s=now_s, pause_s=min(PAUSE_MOST_S, 2 * self.pause_s) if soon else PAUSE_S)
+
+
+class Recycling:
+    """Looks once a second, acts on at most one worker of a tier."""
+
+    def __init__(self, config: Config, workers: Sequence[Slot], dispatcher: Slot, log: Logger) -> None:
+        self._config, self._workers, self._dispatcher, self._log = config, workers, dispatcher, log
+        self._records: dict[str, Record] = {}
+        self._looked_s = 0.0
+
+    def turn(self, now_s: float) -> None:
+        """Retire who is too large; end those whose time to drain is over."""
+        for slot in self._workers:
+            if slot.retire_s and now_s >= slot.retire_s:
+                self._end(slot, "its jobs did not end in time")
+        if now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        for slot in self._workers:
+            if slot.pid:
+                slot.private_bytes = private_bytes(slot.pid)
+            if self._too_large(slot, now_s):
+                self._retire(slot, now_s)
+
+    def retired(self, row: object, epoch: object) -> None:
+        """The dispatcher: this worker holds no job any more."""
+        for slot in self._workers:
+            if slot.retire_s and (slot.spec.row, slot.epoch) == (row, epoch):
+                self._end(slot, "it holds no job any more")
+
+    def parted(self, worker: Slot) -> None:
+        """Its pipe is gone, and its jobs with it: nothing to wait for."""
+        if worker.retire_s:
+            self._end(worker, "it has lost its dispatcher")
+
+    def _too_large(self, slot: Slot, now_s: float) -> bool:
+        """Only a worker that is linked; and none while another of its tier is away."""
+        limit = self._limit(slot)
+        if not limit or slot.status is not SlotStatus.READY or slot.kill_s or slot.recycling or not slot.epoch:
+            return False
+        if slot.private_bytes <= limit:
+            return False
+        record = self._records.get(slot.name, Record())
+        if now_s - slot.ready_s < FRESH_S and not record.warned:
+            self._log.warning("over recycle_mb right after loading", child=slot.name, **self._sizes(slot))
+            record = self._records[slot.name] = replace(record, warned=True, last_s=now_s)
+        siblings = [other for other in self._workers if other is not slot and _tier(other) == _tier(slot)]
+        present = (SlotStatus.READY, SlotStatus.FAILED)
+        return record.may(now_s) and all(other.status in present and not other.recycling for other in siblings)
+
+    def _retire(self, slot: Slot, now_s: float) -> None:
+        message = {"do": "retire", "row": slot.spec.row, "epoch": slot.epoch}
+        if self._dispatcher.control is None or not control.send(self._dispatcher.control, message):
+            return  # it is away; the next look tries again
+        self._records[slot.name] = self._records.get(slot.name, Record()).recycled(now_s)
+        slot.recycling = True
+        slot.retire_s = now_s + self._config.daemon.drain_s + GRACE_S
+        self._log.info("recycling", child=slot.name, pid=slot.pid, **self._sizes(slot))
+
+    def _end(self, slot: Slot, because: str) -> None:
+        slot.retire_s = 0.0
+        self._log.info("recycled worker shall leave", child=slot.name, pid=slot.pid, because=because)
+        slot.kill(signal.SIGTERM, self._config.daemon.stop_s)
+
+    def _limit(self, slot: Slot) -> int:
+        return self._config.tiers[_tier(slot)].recycle_mb * MIB
+
+    def _sizes(self, slot: Slot) -> dict[str, int]:
+        return {"private_mb": slot.private_bytes // MIB, "recycle_mb": self._limit(slot) // MIB}
+
+
+def _tier(slot: Slot) -> str:
+    assert slot.spec.worker is not None
+    return slot.spec.worker.tier
