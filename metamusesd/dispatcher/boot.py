@@ -82,10 +82,11 @@ class Boot:
         await self._open(queue)
         await self._take_over(queue)
         dispatcher, rounds = self._dispatcher, self._rounds
-        for name in ("renew", "reap", "survey"):
+        for name in ("renew", "reap", "survey", "sample"):
             self._start(getattr(rounds, name)(), name)
         self._start(self._configure(queue), "limits")
         self._start(dispatcher.outbox.run(), "outbox")
+        await rounds.surveyed.wait()  # or a job of another host's tier would be refused
         self._start(dispatcher.pump.watch(), "markers")
         self._start(dispatcher.pump.run(), "claims")
 

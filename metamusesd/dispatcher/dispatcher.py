@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from metamusesd.board import Board
 from metamusesd.dispatcher.alone import Alone
@@ -20,6 +21,7 @@ from metamusesd.dispatcher.fleet import Fleet
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.links import Hooks, Link
 from metamusesd.dispatcher.outbox import Outbox
+from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
@@ -44,13 +46,17 @@ class Dispatcher:
         self.held: set[Run] = set()
         self.ledger = Ledger(board, log)
         self.outbox = Outbox(queue, self.overruled, self.ledger.redis, self.ledger.given_up)
-        self.pump = Pump(queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis)
+        self.outlook = Outlook(owner, tiers)
+        self.pump = Pump(
+            queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis, self.outlook.heard,
+            self.outlook.hosts.shared,
+        )  # fmt: skip
         hooks = Hooks(_nothing, self.stream, self._ended, _nothing, _nothing, lambda link: self.alone.changed(link))
         self.fleet = Fleet(board, names, hooks, self.pump.freed, log)
         self.alone = Alone(self.fleet, lambda run, link: link.send(run))
         self.emptied = asyncio.Event()
         self.emptied.set()
-        self._tiers, self._log, self._alone_after = tiers, log, max(1, max_crashes - 1)
+        self._log, self._alone_after = log, max(1, max_crashes - 1)
         self._retries = retries or Retries()
         self._tasks: set[asyncio.Task[None]] = set()
         self._too_long: dict[str, int] = {}  # jobs on their way to a tier with a larger context than this
@@ -93,10 +99,12 @@ class Dispatcher:
             task.add_done_callback(self._done)
 
     def analyse(self, claim: Claim) -> None:
-        """Stage 3: name the tiers that may serve it; a body that nobody can serve ends here."""
+        """Stage 3: name the tiers that may serve it; what nobody can serve, or not in time, ends here."""
         started_ns = time.monotonic_ns()
         try:
-            routing = route(parse_request(claim.body), self._large_enough(claim.id))
+            request = parse_request(claim.body)
+            routing = route(request, self._large_enough(claim.id))
+            self.outlook.check(claim, request, routing.tiers)
         except Exception as error:  # a bug of ours must not end the dispatcher, to meet the next one with the same job
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
             self.outbox.put(refusal(claim, known))
@@ -105,6 +113,7 @@ class Dispatcher:
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()
         self._route_ms[claim.id] = (time.monotonic_ns() - started_ns) / 1e6
+        self.outlook.forwarded(claim, routing.tiers)
         self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing)))
 
     def hold(self, claim: Claim) -> Run:
@@ -199,13 +208,13 @@ class Dispatcher:
         self._too_long[run.claim.id] = had
         return True
 
-    def _large_enough(self, id: str) -> list[TierView]:
+    def _large_enough(self, id: str) -> Sequence[TierView]:
         """The tiers for the router: all, but for a prompt that was too long for one before."""
-        had = self._too_long.pop(id, 0)
+        had, tiers = self._too_long.pop(id, 0), self.outlook.hosts.views
         if not had:
-            return self._tiers
+            return tiers
         contexts = self.fleet.contexts()
-        return [tier for tier in self._tiers if contexts.get(tier.name, 0) > had] or self._tiers
+        return [tier for tier in tiers if contexts.get(tier.name, 0) > had] or tiers
 
     def _drop(self, run: Run, end: End) -> None:
         run.finish(end)
@@ -215,7 +224,9 @@ class Dispatcher:
 
     def _ended(self, run: Run, end: Finished | Refused) -> None:
         run.finish(end)
-        if type(end) is Refused and run.link is not None:
+        if type(end) is Finished:
+            self.outlook.ran(run, end)
+        elif run.link is not None:
             run.idle_refusal = not run.link.runs
             self.fleet.refused(run.link, run.claim.priority)
 

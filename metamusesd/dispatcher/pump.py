@@ -1,39 +1,49 @@
 """Stage 2 · dispatcher · the claim loop: one call moves what was routed, and takes what the free places want.
 
-    markers (a connection of its own) ─┐
+    markers (a connection a queue) ────┐
     a place became free, a tier waits ─┼─► wake ─► claim(routed, wants) ─► take each ─► again while there is more
     jobs were routed                  ─┘
 
 One claim is under way at a time; what happens meanwhile rides in the next. A free place is filled only by claiming the
 head of its queue. A claim that got no answer is repeated with its nonce and brings the same jobs.
+
+A marker wakes one host. So a tier's marker is waited for only while there is room, and one that was popped without
+room for everybody is armed again, for the host that has it: a Want of no jobs does that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from metamusesd.dispatcher.outbox import pause_s
-from metamusesd.errors import QueueUnavailable
+from metamusesd.errors import QueueError, QueueFault
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Want
 
 INGRESS_BATCH = 128
 INGRESS_BYTES = 8 * 1024 * 1024  # with long bodies a batch has fewer jobs
 WAIT_S = 5.0  # a lost marker costs this much
+YIELD_S = 0.05  # after a marker that may be another host's: its turn to pop it
+
+Heard = Callable[[Sequence[Routed], Sequence[Claim], Collection[str]], None]
 
 
 class Pump:
-    """Claims for one dispatcher. `wants` says what could be taken now, `take` gets every claim."""
+    """Claims for one dispatcher. `wants` says what could be taken now, `take` gets every claim, `heard` what each call
+    moved and brought, and the tiers that still wait; `shared` says whether other hosts serve a tier, too."""
 
     def __init__(
         self, queue: Queue, owner: str, lease_ms: int, tiers: Sequence[str], wants: Callable[[], list[Want]],
-        take: Callable[[Claim], None], trouble: Callable[[QueueUnavailable | None], None],
+        take: Callable[[Claim], None], trouble: Callable[[QueueError | None], None],
+        heard: Heard = lambda routed, claims, waiting: None, shared: Callable[[str], bool] = lambda tier: False,
     ) -> None:  # fmt: skip
         self.claims = 0
         self._queue, self._owner, self._lease_ms, self._tiers = queue, owner, lease_ms, tuple(tiers)
-        self._wants, self._take, self._trouble = wants, take, trouble
+        self._wants, self._take, self._trouble, self._heard, self._shared = wants, take, trouble, heard, shared
         self._routed: list[Routed] = []
         self._waiting = set(tiers)  # tiers in which jobs may wait for a place
+        self._freed = {tier: asyncio.Event() for tier in tiers}
+        self._popped: set[str] = set()  # markers that were taken from other hosts, perhaps
         self._woken = asyncio.Event()
         self._woken.set()
         self._stopping = False
@@ -51,6 +61,8 @@ class Pump:
 
     def freed(self, tier: str) -> None:
         """A place in this tier became free."""
+        if tier in self._freed:
+            self._freed[tier].set()
         if tier in self._waiting:
             self._woken.set()
 
@@ -62,6 +74,8 @@ class Pump:
         """Claim no more; `run` returns once the call under way is answered and all is forwarded."""
         self._stopping = True
         self._woken.set()
+        for freed in self._freed.values():
+            freed.set()
 
     async def run(self) -> None:
         """Claim until stopped."""
@@ -74,40 +88,77 @@ class Pump:
         self.stopped.set()
 
     async def watch(self) -> None:
-        """Wait for markers until cancelled."""
+        """Wait for markers until stopped."""
+        async with asyncio.TaskGroup() as group:
+            for queue in (INGRESS, *self._tiers):
+                group.create_task(self._listen(queue))
+
+    async def _listen(self, queue: str) -> None:
         tries = 0
-        while True:
+        while not self._stopping:
+            await self._room(queue)
             try:
-                if await self._queue.wait([INGRESS, *self._tiers], WAIT_S):
-                    self._waiting.update(self._tiers)
-                self._woken.set()
-                tries = 0
-            except QueueUnavailable as error:
+                marked = await self._queue.wait([queue], WAIT_S)
+            except QueueError as error:
                 self._trouble(error)
                 await asyncio.sleep(pause_s(tries))
                 tries += 1
+                continue
+            tries = 0
+            if marked:
+                await self._marked(queue)
+            self._woken.set()
+
+    async def _marked(self, queue: str) -> None:
+        """A marker was popped here."""
+        if queue in self._freed:
+            self._waiting.add(queue)
+        self._woken.set()
+        if self._stopping:  # it was meant for the other hosts
+            await self.stopped.wait()
+            await self._claim([Want(queue, 0)], [])
+        elif self._shared(queue):
+            self._popped.add(queue)
+            if all(want.queue != queue or want.floor for want in self._wants()):
+                await asyncio.sleep(YIELD_S)
+
+    async def _room(self, queue: str) -> None:
+        """Returns when a job of this queue could be taken, if only one of a higher class."""
+        while queue != INGRESS and not self._stopping and all(want.queue != queue for want in self._wants()):
+            self._freed[queue].clear()
+            await self._freed[queue].wait()
+
+    def _asked(self) -> list[Want]:
+        """What the next call wants."""
+        popped, self._popped = self._popped, set()
+        wants = [] if self._stopping else [Want(INGRESS, self._batch), *self._wants()]
+        return wants + [Want(queue, 0) for queue in popped - {want.queue for want in wants if want.floor == 0}]
 
     async def _round(self) -> bool:
         """One call. True: there is more to do at once."""
         routed, self._routed = self._routed, []
-        wants = [] if self._stopping else [Want(INGRESS, self._batch), *self._wants()]
+        wants = self._asked()
         if not wants and not routed:
             return False
         claims = await self._claim(wants, routed)
         self.claims += len(claims)
         full = self._learn(wants, routed, claims)
+        self._heard(routed, claims, self._waiting)
         for claim in claims:
             self._take(claim)
         return (full or bool(self._routed)) and not (self._stopping and not self._routed)
 
     async def _claim(self, wants: list[Want], routed: list[Routed]) -> list[Claim]:
-        """The same call until it is answered."""
+        """The same call until it is answered. A broken key stops only what needs it."""
         self._calls += 1
         nonce, tries = f"{self._owner.rpartition(':')[2]}-{self._calls}", 0
         while True:
             try:
                 claims = await self._queue.claim(self._owner, nonce, wants, routed, lease_ms=self._lease_ms)
-            except QueueUnavailable as error:
+            except QueueFault as error:
+                self._trouble(error)
+                return await self._claim_apart(wants, routed)
+            except QueueError as error:
                 self._trouble(error)
                 await asyncio.sleep(pause_s(tries))
                 tries += 1
@@ -116,17 +167,25 @@ class Pump:
                 self._trouble(None)
             return claims
 
+    async def _claim_apart(self, wants: list[Want], routed: list[Routed]) -> list[Claim]:
+        """One call a part; a part that cannot be done is left out, and a job that cannot be moved is reaped later."""
+        parts: list[tuple[list[Want], list[Routed]]] = [([], [job]) for job in routed]
+        parts += [([want], []) for want in wants]
+        if len(parts) < 2:
+            return []
+        return [claim for part in parts for claim in await self._claim(*part)]
+
     def _learn(self, wants: Iterable[Want], routed: Iterable[Routed], claims: Sequence[Claim]) -> bool:
         """Remember where jobs may wait. True: ingress held more than was asked for."""
         got: dict[str, int] = {}
         for claim in claims:
             got[claim.queue] = got.get(claim.queue, 0) + 1
-        self._waiting.update(tier for job in routed for tier in job.tiers)
+        self._waiting.update(tier for job in routed for tier in job.tiers if tier in self._freed)
         asked: dict[str, int] = {}
         for want in wants:
             asked[want.queue] = asked.get(want.queue, 0) + want.count
         for want in wants:
-            if want.floor == 0 and got.get(want.queue, 0) < asked[want.queue]:
+            if want.count and want.floor == 0 and got.get(want.queue, 0) < asked[want.queue]:
                 self._waiting.discard(want.queue)
         full = got.get(INGRESS, 0) >= self._batch
         if got.get(INGRESS):

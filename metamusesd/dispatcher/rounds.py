@@ -7,6 +7,7 @@ Redis and only skips a turn when it is away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 
@@ -14,12 +15,14 @@ from metamusesd.board import QUEUES
 from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.links import Link
 from metamusesd.dispatcher.outbox import pause_s
-from metamusesd.errors import QueueUnavailable
+from metamusesd.errors import QueueError, QueueFault
+from metamusesd.job import Priority
 from metamusesd.queues.base import Host, Queue, Suspect
+from metamusesd.tiers import TIERS
 
 BEAT_S = 0.05
 SILENT_NS = 50_000_000
-SURVEY_S = 1.0
+SURVEY_S, SAMPLE_S = 1.0, 0.2
 REAP_S = 1.0
 MOST_SWEEPS = 10  # in a row, when one was not enough
 HOST_TTL_S = 10.0
@@ -32,6 +35,7 @@ class Rounds:
         self, dispatcher: Dispatcher, queue: Queue, owner: str, tiers: list[str], lease_ms: int, hang_s: float
     ) -> None:
         self.draining = False
+        self.surveyed = asyncio.Event()  # the other hosts are known
         self._dispatcher, self._queue, self._owner, self._tiers = dispatcher, queue, owner, tiers
         self._lease_ms, self._hang_ns = lease_ms, int(hang_s * 1e9)
 
@@ -62,7 +66,7 @@ class Rounds:
             try:
                 pairs = [(run.claim.id, run.claim.token) for run in runs]
                 verdicts = await self._queue.renew(pairs, lease_ms=self._lease_ms)
-            except QueueUnavailable as error:
+            except QueueError as error:
                 dispatcher.ledger.redis(error)
                 tries += 1
                 continue
@@ -77,11 +81,12 @@ class Rounds:
             await asyncio.sleep(REAP_S * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
             before_s = time.monotonic() - self._lease_ms / 3000
             try:
-                reaped = await self._queue.reap(self._owner, [each for each, at_s in seen.items() if at_s <= before_s])
+                doubted = [each for each, at_s in seen.items() if at_s <= before_s]
+                reaped = await self._queue.reap(self._owner, doubted, tiers=TIERS)
                 sweeps = 1
                 while reaped.more and sweeps < MOST_SWEEPS:
-                    reaped, sweeps = await self._queue.reap(self._owner), sweeps + 1
-            except QueueUnavailable as error:
+                    reaped, sweeps = await self._queue.reap(self._owner, tiers=TIERS), sweeps + 1
+            except QueueError as error:
                 self._dispatcher.ledger.redis(error)
                 seen = {}  # Redis did not answer in between: doubt again from the start
                 continue
@@ -89,16 +94,47 @@ class Rounds:
             seen = {suspect: seen.get(suspect, now_s) for suspect in reaped.suspects}
 
     async def survey(self) -> None:
-        """Queue depths for the board; this host's name among the living."""
-        host = Host(self._owner, tuple(self._tiers))
+        """This host's name among the living; who else lives; who waits, and to them where they stand."""
         while True:
             try:
-                self._dispatcher.ledger.depths(await self._queue.depths(QUEUES))
-                await self._queue.announce(host, HOST_TTL_S)
+                await self._survey()
                 self._dispatcher.ledger.redis(None)
-            except QueueUnavailable as error:
+            except QueueError as error:
                 self._dispatcher.ledger.redis(error)
+                if isinstance(error, QueueFault):
+                    self.surveyed.set()  # it does answer
             await asyncio.sleep(SURVEY_S)
+
+    async def _survey(self) -> None:
+        outlook, queue = self._dispatcher.outlook, self._queue
+        await queue.announce(Host(self._owner, outlook.services(self._free())), HOST_TTL_S)
+        hosts = await queue.hosts()
+        depths = await queue.depths(QUEUES)
+        outlook.surveyed(depths, hosts)
+        self.surveyed.set()
+        self._dispatcher.ledger.depths(depths)
+        for depth in depths:
+            if depth.queue in self._tiers and any(depth.by_class):
+                await queue.push(depth.queue)
+
+    async def sample(self) -> None:
+        """Ask where a job stands that was just routed: its prediction is held against the truth when it starts."""
+        outlook = self._dispatcher.outlook
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(outlook.arrived.wait(), SURVEY_S)
+            late = outlook.forecast.overdue(time.monotonic())
+            with contextlib.suppress(QueueError):  # the survey reports it
+                for id in filter(None, (outlook.newcomer, late)):
+                    outlook.placed(await self._queue.position(id), id)
+            await asyncio.sleep(SAMPLE_S)
+            outlook.newcomer = ""
+            outlook.arrived.clear()
+
+    def _free(self) -> dict[str, int]:
+        """Places for jobs of class normal, in every tier that has workers."""
+        ready = self._dispatcher.fleet.ready
+        return {tier: sum(link.load.room(Priority.NORMAL) for link in links) for tier, links in ready.items() if links}
 
     def _gets_on(self, link: Link, now_ns: int) -> bool:
         return now_ns - self._dispatcher.fleet.progress_ns(link) < self._hang_ns

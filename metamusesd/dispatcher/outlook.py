@@ -1,0 +1,109 @@
+"""Stages 2, 3, 6 · dispatcher · what it expects of its tiers: who lives, how fast it goes, who waits before whom.
+
+pump: each call's claims ─► heard        rounds: depths, hosts, free places ─► surveyed     samples ─► placed
+router, pump ◄─ hosts                    announced ◄─ hosts.own                             analyse ◄─ check
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from metamusesd.dispatcher.admission import too_late
+from metamusesd.dispatcher.forecast import Forecast, raw_s
+from metamusesd.dispatcher.hosts import Hosts
+from metamusesd.dispatcher.router import TierView
+from metamusesd.dispatcher.run import Run
+from metamusesd.job import InferenceRequest
+from metamusesd.queues.base import INGRESS, Claim, Depth, Host, Position, Routed, Service
+from metamusesd.wire import Finished
+
+_CLASSES = 4
+
+
+class Outlook:
+    """The expectations of one dispatcher. Nothing here waits or asks; `arrived`: there is a job to ask about."""
+
+    def __init__(self, owner: str, tiers: Sequence[TierView]) -> None:
+        self.hosts = Hosts(owner, tiers)
+        self.forecast = Forecast([tier.name for tier in tiers])
+        self.arrived = asyncio.Event()
+        self.newcomer = ""  # a job that was routed a moment ago and waits
+        self._models = {tier.name: tier.model for tier in tiers}
+        self._waiting: dict[str, list[int]] = {}  # by tier and class: the last survey, and what has passed since
+
+    def __repr__(self) -> str:
+        return f"<Outlook {self.hosts} {self.forecast}>"
+
+    def heard(self, routed: Sequence[Routed], claims: Sequence[Claim], waiting: Collection[str]) -> None:
+        """A claim call moved and brought these; jobs still wait in the tiers `waiting`."""
+        now_s, started = time.monotonic(), [claim for claim in claims if claim.queue != INGRESS]
+        counts = Counter(claim.queue for claim in started)
+        for tier, forecast in self.forecast.tiers.items():
+            forecast.rate.started(counts[tier], tier in waiting, now_s)
+        for claim in started:
+            self.forecast.begun(claim.id, now_s)
+            self._count(claim.queue, claim.priority, -1)
+        if routed and not self.arrived.is_set():
+            gone = {claim.id for claim in started}
+            self.newcomer = next((job.id for job in routed if job.id not in gone), "")
+            if self.newcomer:
+                self.arrived.set()
+
+    def forwarded(self, claim: Claim, tiers: Sequence[str]) -> None:
+        """This job will wait there."""
+        for tier in tiers:
+            self._count(tier, claim.priority, 1)
+
+    def ran(self, run: Run, end: Finished) -> None:
+        """An answer is complete."""
+        if (
+            end.error is None
+            and end.reason in ("stop", "length")
+            and (tier := self.forecast.tiers.get(run.claim.queue))
+        ):
+            tier.runs.append(((time.monotonic_ns() - run.claimed_ns) / 1e9, end.completion_tokens))
+
+    def surveyed(self, depths: Sequence[Depth], hosts: Sequence[Host]) -> None:
+        """Once a second: who waits, and who lives."""
+        self.hosts.update(hosts)
+        self._waiting = {depth.queue: list(depth.by_class) for depth in depths}
+
+    def services(self, free: Mapping[str, int]) -> dict[str, Service]:
+        """What to announce. `free` has the places of every own tier that has workers now."""
+        now_s = time.monotonic()
+        self.forecast.calibrate()
+        for tier, model in self._models.items():
+            known = tier in free
+            self.hosts.own[tier] = self.forecast.service(tier, model, free[tier], now_s) if known else Service(model)
+        return dict(self.hosts.own)
+
+    def placed(self, position: Position | None, id: str) -> None:
+        """Where the newcomer, or one that is overdue, stands."""
+        now_s = time.monotonic()
+        if position is None or position.queue in ("", INGRESS):
+            self.forecast.forget(id)
+        elif (raw := raw_s(position.ahead, self.hosts.services(position.queue))) is not None:
+            self.forecast.watch(id, position.queue, raw, now_s)
+            self.forecast.waits(id, now_s)
+
+    def check(self, claim: Claim, request: InferenceRequest, tiers: Sequence[str]) -> None:
+        """Raises DeadlineUnmeetable when none of these tiers can finish it in time. In doubt it may try."""
+        known = [self.forecast.tiers[tier] for tier in tiers if tier in self.forecast.tiers]
+        if not claim.deadline_ms or len(known) < len(tiers):
+            return  # nobody waits for it, or another host may be quick: it alone knows how long runs take there
+        raws = [raw_s(self._ahead(tier, claim.priority), self.hosts.services(tier)) for tier in tiers]
+        left_s = (claim.deadline_ms - claim.claimed_ms) / 1000
+        most_tokens = request.params.max_tokens
+        error = too_late(left_s, most_tokens, list(zip(raws, known, strict=True)), claim)
+        if error is not None:
+            raise error
+
+    def _ahead(self, tier: str, priority: int) -> int:
+        return sum(self._waiting.get(tier, ())[priority:])
+
+    def _count(self, tier: str, priority: int, by: int) -> None:
+        waiting = self._waiting.setdefault(tier, [0] * _CLASSES)
+        waiting[priority] = max(0, waiting[priority] + by)
