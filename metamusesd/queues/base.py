@@ -245,8 +245,9 @@ class Position:
 class JobEvent:
     """One entry of a job's event stream or of a mailbox.
 
-    kind: queued, started, token, restarted, done, failed, cancelled, expired, dead. `queued` carries the position as JSON
-    {queue, ahead, start_p50_ms, start_p90_ms} in `data`, a terminal kind the result. `offset` and `attempt` as in Append: a reader that sees `restarted` starts again from offset 0.
+    kind: queued, started, token, restarted, done, failed, cancelled, expired, dead. `queued` carries the position as
+    JSON {queue, ahead, start_p50_ms, start_p90_ms} in `data`, a terminal kind the result. `offset` and `attempt` as in
+    Append: a reader that sees `restarted` starts again from offset 0.
     """
 
     cursor: str  # the stream entry's id: read on after it

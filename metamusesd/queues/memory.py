@@ -31,6 +31,8 @@ from metamusesd.queues.base import (
 )
 from metamusesd.queues.memory_dead import drop, revive
 from metamusesd.queues.memory_store import Job, Store, check
+from metamusesd.queues.memory_sweeps import Sweep
+from metamusesd.queues.memory_turns import TURNS, take_turns
 from metamusesd.queues.memory_views import MemoryViews, as_announced, push
 
 DEFAULTS = Limits()
@@ -136,25 +138,13 @@ class MemoryQueue(MemoryViews):
         self._store.close()
         return verdicts
 
-    async def reap(self, owner: str, suspects: Sequence[Suspect] = (), *, takeover: bool = False) -> Reaped:
+    async def reap(
+        self, owner: str, suspects: Sequence[Suspect] = (), *, tiers: Sequence[str] = (), takeover: bool = False
+    ) -> Reaped:
         """See base.Queue and lua/reap.lua."""
-        now, live = self._store.now_ms(), [job for job in self._store.jobs.values() if job.state not in TERMINAL]
-        requeued: list[str] = []
-        expired: list[str] = []
-        instance = owner.rpartition(":")[0]
-        for job in live:
-            if takeover and job.owner != owner and job.owner.rpartition(":")[0] == instance and job.state == "running":
-                self._release(job, "dispatcher_restarted", requeued, expired)
-        for job in live:
-            if job.state not in TERMINAL and self._store.overdue(job):
-                expired.append(job.submission.id)
-                self._store.fail(job, "expired")
-        woken = [job for job in live if job.state == "delayed" and job.due_ms <= now]
-        for job in woken:
-            self._store.put_back(job)
-        doubted = self._sweep_leases(live, set(suspects), requeued, expired)
+        reaped = Sweep(self._store, owner, tiers).run(suspects, takeover)
         self._store.close()
-        return Reaped(tuple(doubted), tuple(requeued), tuple(expired), tuple(job.submission.id for job in woken))
+        return reaped
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """See base.Queue."""
@@ -180,20 +170,32 @@ class MemoryQueue(MemoryViews):
 
     def _take_from(self, want: Want, owner: str, nonce: str, lease_ms: int, taken: list[Job]) -> None:
         count = want.count
-        for job in self._store.waiting(want.queue):
-            if count == 0 or job.submission.priority < want.floor:
-                break
-            if self._store.overdue(job):
-                self._store.fail(job, "expired")
-                continue
-            self._take(job, want.queue, owner, f"{nonce}:{len(taken) + 1}", lease_ms)
-            taken.append(job)
-            count -= 1
+        while count > 0 and (jobs := self._choose(want, count)):
+            for job in jobs:
+                if self._store.overdue(job):
+                    self._store.fail(job, "expired")
+                    continue
+                self._take(job, want.queue, owner, f"{nonce}:{len(taken) + 1}", lease_ms)
+                taken.append(job)
+                count -= 1
         if count == 0 < want.count:
             self._store.touched.add(want.queue)
         elif want.count > 0 and want.floor == 0:
             self._store.markers.discard(want.queue)
             self._store.touched.discard(want.queue)
+
+    def _choose(self, want: Want, count: int) -> list[Job]:
+        """The next jobs to take; overdue ones among them are to be ended instead. Marks the aged."""
+        store, queue = self._store, want.queue
+        waiting = [job for job in store.waiting(queue) if job.priority >= want.floor]
+        if len(waiting) <= count or want.floor or not any(each.max_wait_ms for each in store.limits.classes):
+            return waiting[:count]
+        turn = store.turns.get(queue, 0)
+        jobs, aged = take_turns(waiting, count, turn, store.limits, store.now_ms())
+        store.turns[queue] = (turn + len(jobs)) % TURNS
+        for job in jobs:
+            job.aged = job.submission.id in aged
+        return jobs
 
     def _take(self, job: Job, queue: str, owner: str, token: str, lease_ms: int) -> None:
         job.state, job.token, job.owner, job.queue = "running", token, owner, queue
@@ -208,7 +210,7 @@ class MemoryQueue(MemoryViews):
         return Claim(
             sent.id, job.token, job.queue, job.priority, job.attempt, job.crashes, job.body,
             b"" if job.queue == INGRESS else job.route, sent.tenant, sent.stream, job.submitted_ms, job.deadline_ms,
-            job.claimed_ms, job.retries,
+            job.claimed_ms, job.retries, job.aged,
         )  # fmt: skip
 
     def _renew(self, id: str, token: str, lease_ms: int) -> Verdict:
@@ -258,25 +260,3 @@ class MemoryQueue(MemoryViews):
         job.tiers = () if back.reroute else job.tiers
         self._store.give_back(job, back.reason, back.delay_ms, burnt)
         return Verdict.OK
-
-    def _release(self, job: Job, reason: str, requeued: list[str], expired: list[str]) -> None:
-        if self._store.overdue(job):
-            expired.append(job.submission.id)
-            self._store.fail(job, "expired")
-        else:
-            requeued.append(job.submission.id)
-            self._store.give_back(job, reason)
-
-    def _sweep_leases(
-        self, live: list[Job], suspects: set[Suspect], requeued: list[str], expired: list[str]
-    ) -> list[Suspect]:
-        doubted = []
-        for job in live:
-            if job.state != "running" or job.lease_end_ms > self._store.now_ms():
-                continue
-            suspect = Suspect(job.submission.id, job.lease_end_ms)
-            if suspect in suspects:
-                self._release(job, "lease_expired", requeued, expired)
-            else:
-                doubted.append(suspect)
-        return doubted

@@ -16,6 +16,7 @@ MAX_EVIDENCE, MAX_EVIDENCE_BYTES = 8, 16384
 MESSAGES = {
     "cancelled": "The job was cancelled.",
     "expired": "The job's deadline passed.",
+    "queue_timeout": "The job waited longer than its class may.",
     "dead": "The job was quarantined, because processes crashed under it.",
 }
 
@@ -51,6 +52,8 @@ class Job:
     retries: int = 0
     reason: str = ""
     evidence: tuple[bytes, ...] = ()
+
+    aged: bool = False  # as it was claimed the last time
 
     @property
     def priority(self) -> int:
@@ -93,6 +96,8 @@ class Store:
         self.markers: set[str] = set()
         self.touched: set[str] = set()
         self.streams = Streams()
+        self.turns: dict[str, int] = {}  # by queue: claims since the last turn of an aged job
+        self.unserved: dict[str, int] = {}  # by tier: since when no live host serves it
         self.hosts: dict[str, tuple[Host, int]] = {}  # and until when each lives
         self.pushed: dict[str, int] = {}  # by tier: until when nobody else pushes positions
         self.dropped: dict[str, int] = {}  # by id: until when a repeated drop is answered
@@ -163,6 +168,7 @@ class Store:
         return 0 < job.deadline_ms <= self.now_ms()
 
     def put_back(self, job: Job) -> None:
+        job.aged = False
         job.state, job.token, job.owner = "ready" if job.tiers else "queued", "", ""
         for queue in job.tiers or (INGRESS,):
             self.touched.add(queue)
@@ -190,6 +196,14 @@ class Store:
         error = {"code": state, "message": MESSAGES[state], "retryable": False}
         result = Result(request_id=job.submission.id, state=state, attempt=job.attempt, error=error)
         self.finish(job, state, encode_result(result))
+
+    def refuse(self, job: Job) -> None:
+        """It waited longer than its class may."""
+        live = sum(other.state not in TERMINAL for other in self.jobs.values())
+        error = {"code": "queue_timeout", "message": MESSAGES["queue_timeout"], "retryable": True,
+                 "retry_after_s": self.room_after_ms(live) / 1000}  # fmt: skip
+        result = Result(request_id=job.submission.id, state="failed", attempt=job.attempt, error=error)
+        self.finish(job, "failed", encode_result(result))
 
     def give_back(self, job: Job, reason: str, delay_ms: int = 0, burnt: bool = False) -> None:
         job.back, job.reason = job.token, reason

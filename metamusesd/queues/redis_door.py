@@ -23,7 +23,7 @@ from metamusesd.queues.redis_trouble import ASTRAY, code_of, translate
 from metamusesd.queues.redis_way import Way
 
 SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce",
-           "configure", "position", "push", "revive", "drop")  # fmt: skip
+           "configure", "recount", "position", "push", "revive", "drop")  # fmt: skip
 PROTOCOL = b"2"  # the form of the keys; change it with any change that older scripts would trip over
 BLOCKING_LINKS = 16  # blocking reads at one time; more wait for their turn
 HOPS = 5  # redirections of one call

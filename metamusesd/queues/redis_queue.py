@@ -37,6 +37,7 @@ BATCH = 1000  # entries of one script call: bounds how long the server is held, 
 VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 
 CLAIM_WIDTH = 15
+RECOUNT_MS, RECOUNT_JOBS = 30_000, 2000  # how often the counters are mended, and what one call counts: some 5 ms
 DEFAULTS = Limits()
 T = TypeVar("T")
 R = TypeVar("R")
@@ -102,7 +103,8 @@ class RedisQueue(RedisViews):
         self, owner: str, nonce: str, wants: Sequence[Want], routed: Sequence[Routed] = (), *, lease_ms: int
     ) -> list[Claim]:
         """See base.Queue."""
-        args: list[Argument] = [*self._ends, owner, nonce, lease_ms, len(wants)]
+        waits = _by_class(self._limits, "max_wait_ms")
+        args: list[Argument] = [*self._ends, owner, nonce, lease_ms, waits, len(wants)]
         for want in wants:
             args += want.queue, min(want.count, BATCH), want.floor
         for job in routed:
@@ -127,18 +129,20 @@ class RedisQueue(RedisViews):
         head = (*self._ends, self._limits.max_crashes)
         return await self._many("requeue", head, jobs, _pack_requeue, _unpack_verdicts)
 
-    async def reap(self, owner: str, suspects: Sequence[Suspect] = (), *, takeover: bool = False) -> Reaped:
+    async def reap(
+        self, owner: str, suspects: Sequence[Suspect] = (), *, tiers: Sequence[str] = (), takeover: bool = False
+    ) -> Reaped:
         """See base.Queue."""
         doubted = [part for suspect in suspects for part in (suspect.id, suspect.lease_end_ms)]
-        reply = await self._door.script("reap", *self._ends, owner, int(takeover), *doubted)
-        pairs, requeued, expired, woken, more = reply
-        return Reaped(
-            suspects=tuple(Suspect(id.decode(), int(end)) for id, end in zip(pairs[::2], pairs[1::2], strict=True)),
-            requeued=tuple(id.decode() for id in requeued),
-            expired=tuple(id.decode() for id in expired),
-            woken=tuple(id.decode() for id in woken),
-            more=bool(more),
-        )
+        limits = self._limits
+        delays = ",".join(str(int(bounds.timeout_action == "delay")) for bounds in limits.classes)
+        rules = (limits.strand_ms, _by_class(limits, "timeout_ms"), delays)
+        args: list[Argument] = [*self._ends, owner, int(takeover), *rules, len(tiers), *tiers, *doubted]
+        pairs, *lists, more = await self._door.script("reap", *args)
+        await self._door.script("recount", RECOUNT_MS, RECOUNT_JOBS)
+        suspects = tuple(Suspect(id.decode(), int(end)) for id, end in zip(pairs[::2], pairs[1::2], strict=True))
+        requeued, expired, woken, timed_out, rerouted = (tuple(id.decode() for id in ids) for ids in lists)
+        return Reaped(suspects, requeued, expired, woken, timed_out, rerouted, bool(more))
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """See base.Queue."""
@@ -177,6 +181,10 @@ def _pack_limits(limits: Limits) -> list[Argument]:
         for field in fields(bounds):
             args += f"{field.name}:{priority}", getattr(bounds, field.name)
     return args
+
+
+def _by_class(limits: Limits, name: str) -> str:
+    return ",".join(str(getattr(bounds, name)) for bounds in limits.classes)
 
 
 def _pack_submission(job: Submission) -> Sequence[Argument]:

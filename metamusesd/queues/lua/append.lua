@@ -35,7 +35,7 @@ local function append(id, token, offset, chars, tokens, text)
   local holds, verdict = held(job, token)
   if not holds then return verdict end
   if overdue(job) then return 'expired' end
-  local written, first, last = tonumber(job.written), tonumber(offset), offset + chars
+  local written, first, last = tonumber(job.written) or 0, tonumber(offset), offset + chars
   if chars == '0' or last <= written then return 'ok' end
   if first > written then return 'lost' end
   call('HSET', key_of(id), 'written', last)

@@ -1,7 +1,8 @@
 -- claim · move routed jobs to ready, then take jobs from the heads of queues under a lease
 --
 -- KEYS  p
--- ARGV  result_ttl_s stream_cap mail_cap owner nonce lease_ms n_wants
+-- ARGV  result_ttl_s stream_cap mail_cap owner nonce lease_ms max_waits(ms, of four classes: "low,normal,high,critical";
+--       0: never) n_wants
 --       n_wants times: queue(ingress or a tier) count floor(lowest priority to take)
 --       then for each routed job: id token tiers(separated by spaces) route
 -- reply for each job taken: id token queue priority attempt crashes body route tenant stream submitted deadline claimed
@@ -9,18 +10,30 @@
 --
 -- The i-th job gets the token `<nonce>:<i>`. A job is taken out of all its queues at once. The same owner and nonce again
 -- get the same jobs again; so an owner has one claim under way at a time. Routed jobs whose token is old are left alone.
+--
+-- Starvation: a job is aged when it has waited longer, since `submitted`, than its class' max_wait. A claim that takes all
+-- that waits needs no rule. Of the other claims from a queue with floor 0 every eighth is a turn of the aged: the most
+-- overdue of them is taken, whatever its class (`aged` = 1); if there is none, the turn is used as any other. So
+--    * of such claims in a row, at most one in eight is an aged job's, and
+--    * an aged job is taken after at most 8·k of them, where k counts the aged jobs that are taken as more overdue, itself
+--      included.
+-- Inside a class only its head is looked at, which has waited longest; a turn costs two commands a class with a limit.
 
-local HEAD, SKIPS = 7, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
+local HEAD, SKIPS, TURNS = 8, 200, 8 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
                 'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}
-local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local reply, taken_ids, fetched, lease_end = {}, {}, {}, nil
+local HEADS = {'state', 'deadline', 'submitted'}
+local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
+local reply, taken_ids, fetched, aged, lease_end = {}, {}, {}, {}, nil
+local max_waits = ARGV[7] ~= '0,0,0,0' and by_class(ARGV[7] or '')
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
     or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 or #ARGV > HEAD + 3 * n_wants + 4 * BATCH then
     return invalid('arguments', 'do not add up', 'see the head of claim.lua')
+  elseif max_waits == nil then
+    return invalid('max_waits', 'not four numbers', 'give low,normal,high,critical in ms')
   elseif not string.match(owner .. nonce, '^[%w_.:-]+$') or nonce == '' then
     return invalid('owner', 'not a name', 'use A-Z a-z 0-9 _ . : -')
   end
@@ -42,15 +55,16 @@ local function report(id, job)
   reply[n + 5], reply[n + 6], reply[n + 7] = job.attempt, job.crashes, job.body
   reply[n + 8], reply[n + 9], reply[n + 10] = job.queue ~= 'ingress' and job.route or '', job.tenant, job.stream
   reply[n + 11], reply[n + 12], reply[n + 13] = job.submitted, job.deadline, job.claimed
-  reply[n + 14], reply[n + 15] = job.retries, '0'
+  reply[n + 14], reply[n + 15] = job.retries, aged[id] and '1' or '0'
 end
 
 local function repeated()
   local last = call('GET', p .. ':claimed:' .. owner)
   if not last or string.sub(last, 1, #nonce + 1) ~= nonce .. ' ' then return false end
   local i = 0
-  for id in string.gmatch(string.sub(last, #nonce + 2), '%S+') do
+  for mark, id in string.gmatch(string.sub(last, #nonce + 2), '(%+?)(%S+)') do
     i = i + 1
+    aged[id] = mark == '+'
     local job = fetch(id)
     if job and job.state == 'running' and job.token == nonce .. ':' .. i then
       call('ZADD', p .. ':leases', lease_end, id) -- Redis may have been away for longer than the lease
@@ -78,7 +92,7 @@ local function route()
     call('HSET', key_of(id), 'state', 'ready', 'token', '', 'owner', '', 'tiers', job.tiers, 'route', job.route)
     for tier in string.gmatch(job.tiers, '%S+') do
       local waiting = entries[tier] or {}
-      waiting[#waiting + 1], waiting[#waiting + 2] = job.score, id
+      waiting[#waiting + 1], waiting[#waiting + 2] = score_of(job), id
       entries[tier], touched[tier] = waiting, true
     end
   end
@@ -87,7 +101,7 @@ end
 
 local function take(id, job, queue)
   if queue ~= 'ingress' and job.tiers ~= queue then take_out(id, job) end -- it stands in other tiers, too
-  taken_ids[#taken_ids + 1] = id
+  taken_ids[#taken_ids + 1] = aged[id] and '+' .. id or id
   job.state, job.token, job.queue, job.claimed = 'running', nonce .. ':' .. #taken_ids, queue, now_text
   call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed',
        now_text)
@@ -98,14 +112,73 @@ local function take(id, job, queue)
   report(id, job)
 end
 
+-- Moves `head` on to the first job of class `prio` that is not chosen yet; no id: there is none. Entries that nobody can
+-- claim any more are chosen on the way, so that they leave the queue and hide nobody.
+local function next_head(queue, prio, head, order, chosen)
+  local low, expected = (3 - prio) * STRIDE, queue == 'ingress' and 'queued' or 'ready'
+  local bottom, top = format('%.0f', low), '(' .. format('%.0f', low + STRIDE)
+  for _ = 1, SKIPS do
+    local id = call('ZRANGEBYSCORE', queue_key(queue), bottom, top, 'LIMIT', head.at, 1)[1]
+    head.id, head.at = id, head.at + 1
+    local job = id and not chosen[id] and read(id, HEADS)
+    if not id or job and job.state == expected and not overdue(job) then
+      head.since = job and (tonumber(job.submitted) or now)
+      return
+    elseif not chosen[id] then
+      order[#order + 1], chosen[id] = id, true
+    end
+  end
+  head.id = nil
+end
+
+-- The aged job that is most overdue, or nil.
+local function most_overdue(queue, heads, order, chosen)
+  local best, longest = nil, -1
+  for prio = 3, 0, -1 do
+    if max_waits[prio] > 0 then
+      local head = heads[prio] or {at = 0}
+      if not heads[prio] or head.id and chosen[head.id] then next_head(queue, prio, head, order, chosen) end
+      heads[prio] = head
+      local over = head.id and now - head.since - max_waits[prio] or -1
+      if over > longest then best, longest = head.id, over end
+    end
+  end
+  return best
+end
+
+-- The same number of ids as in `ids`, the head of the queue, but with the aged in their turns.
+local function take_turns(queue, ids, turn)
+  local order, chosen, heads, at = {}, {}, {}, 1
+  for n = 1, #ids do
+    local id = (turn + n) % TURNS == 0 and most_overdue(queue, heads, order, chosen)
+    if id then
+      aged[id] = true
+    else
+      while chosen[ids[at]] do at = at + 1 end
+      id = ids[at]
+    end
+    if not id then break end
+    order[#order + 1], chosen[id] = id, true
+  end
+  return order
+end
+
 -- Takes up to `count` from the head; true when `count` stopped it, not the end of the queue or the floor.
 local function take_from(queue, count, floor)
   local key, top = queue_key(queue), '(' .. format('%.0f', (4 - floor) * STRIDE)
   local expected, skips = queue == 'ingress' and 'queued' or 'ready', SKIPS
   while count > 0 and skips > 0 do
-    local ids = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count)
+    local ids, turn = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count + 1), nil
     if #ids == 0 then return false end
+    if #ids > count then
+      ids[#ids] = nil
+      if max_waits and floor == 0 then
+        turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
+        ids = take_turns(queue, ids, turn)
+      end
+    end
     call('ZREM', key, unpack(ids)) -- they all leave it, in one way or another
+    if turn then call('HSET', p .. ':turns', queue, (turn + #ids) % TURNS) end
     local leases = {}
     for _, id in ipairs(ids) do
       local job = fetch(id)

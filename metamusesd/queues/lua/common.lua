@@ -12,6 +12,9 @@
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
 --   p:live                      zset    id → sequence: the jobs that are not terminal
 --   p:counters                  hash    jobs, bytes, jobs:<tenant>, jobs:class:<prio>: how many those are
+--   p:recount                   hash    the same of the jobs up to sequence `cursor`, while recount.lua is under way
+--   p:turns                     hash    queue → claims since the last turn of an aged job, see claim.lua
+--   p:unserved                  hash    tier → since when no live host serves it, see reap.lua
 --   p:limits                    hash    what configure wrote, and drain_milli_hz: jobs started per 1000 s, by all hosts
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
@@ -25,11 +28,15 @@ local STRIDE = 2 ^ 44
 local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
 local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
 local MARKER_TTL_MS = '60000'
+local NEVER = math.huge
 local JOB = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to',
              'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back', 'retries'}
 -- What a hash need not hold: submit leaves these out, and `read` puts them in.
+-- The last line is for hashes that somebody else has spoilt: they must not stop the other jobs.
 local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '', started = '0', written = '0',
-                 owner = '', back = '', retries = '0', body = '', route = ''}
+                 owner = '', back = '', retries = '0', body = '', route = '',
+                 prio = '1', attempt = '1', crashes = '0', tenant = 'default', bytes = '0', queue = 'ingress',
+                 stream = '1', submitted = '0', claimed = '0', score = ''}
 -- What holds until a daemon has configured the queue.
 local LIMITS = {max_jobs = '100000', max_bytes = '1073741824', max_tenant_jobs = '50000', result_ttl_s = '600',
                 stream_cap = '10000', mail_cap = '20000'}
@@ -37,6 +44,7 @@ local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, 
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
 local delta, mailed, touched = {}, {}, {} -- counters, mailboxes, queues that this call changed: `close` sees to them
 local born, gone = {}, {} -- sequence, id …; id …: jobs that became live or ended in this call
+local counting, recounted = nil, {} -- the cursor of a recount under way (nil: not asked yet), what it must add
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -57,9 +65,10 @@ end
 -- The job's fields by name (strings), or nil when there is no such job. `names`: only these, `state` first.
 local function read(id, names)
   names = names or JOB
-  local values, job = call('HMGET', key_of(id), unpack(names)), {}
+  local values, job = redis.pcall('HMGET', key_of(id), unpack(names)), {} -- an error: the key is of a wrong type
   if not values[1] then return nil end
   for i = 1, #names do job[names[i]] = values[i] or DEFAULT[names[i]] end
+  if job.attempt and job.attempt ~= '1' and not string.match(job.attempt, '^%d+$') then job.attempt = '1' end
   return job
 end
 
@@ -73,7 +82,17 @@ local function held(job, token)
 end
 
 local function overdue(job)
-  return job.deadline ~= '0' and tonumber(job.deadline) <= now
+  return job.deadline ~= '0' and (tonumber(job.deadline) or NEVER) <= now
+end
+
+local function score_of(job)
+  return string.match(job.score, '^%d+$') or format('%.0f', 2 * STRIDE)
+end
+
+-- A text with four numbers, low class first, by priority.
+local function by_class(text)
+  local low, normal, high, critical = string.match(text, '^(%d+),(%d+),(%d+),(%d+)$')
+  return low and {[0] = tonumber(low), tonumber(normal), tonumber(high), tonumber(critical)}
 end
 
 local function set_bounds(ttl_s, stream, mail)
@@ -104,7 +123,7 @@ local function send_mail(id, job, ...)
   if job.reply_to == '' then return end
   for box in string.gmatch(job.reply_to, '%S+') do
     local key = p .. ':mail:' .. box
-    call('XADD', key, 'MAXLEN', '~', mail_cap, '*', 'id', id, ...)
+    redis.pcall('XADD', key, 'MAXLEN', '~', mail_cap, '*', 'id', id, ...) -- a mailbox of a wrong type gets none
     mailed[key] = true
   end
 end
@@ -112,25 +131,30 @@ end
 -- One entry to the job's own stream and its mailboxes, if it wants events before its end.
 local function emit(id, job, ...)
   if job.stream ~= '1' then return end
-  call('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', ...)
+  redis.pcall('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', ...)
   send_mail(id, job, ...)
 end
 
-local function count(field, by)
-  delta[field] = (delta[field] or 0) + by
+-- Adds a job to counters, or takes it away (by = -1).
+local function count(counters, job, by)
+  local tenant, class = 'jobs:' .. job.tenant, 'jobs:class:' .. job.prio
+  counters.jobs = (counters.jobs or 0) + by
+  counters.bytes = (counters.bytes or 0) + by * (tonumber(job.bytes) or 0)
+  counters[tenant] = (counters[tenant] or 0) + by
+  counters[class] = (counters[class] or 0) + by
 end
 
 -- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
 local function count_job(id, job, by)
-  count('jobs', by)
-  count('bytes', by * (tonumber(job.bytes) or 0))
-  count('jobs:' .. job.tenant, by)
-  count('jobs:class:' .. job.prio, by)
+  local sequence = score_of(job) % STRIDE
+  count(delta, job, by)
   if by > 0 then
-    born[#born + 1], born[#born + 2] = format('%.0f', job.score % STRIDE), id
+    born[#born + 1], born[#born + 2] = format('%.0f', sequence), id
   else
     gone[#gone + 1] = id
   end
+  counting = counting or tonumber(call('HGET', p .. ':recount', 'cursor') or -1)
+  if sequence <= counting then count(recounted, job, by) end
 end
 
 -- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it costs one poll interval.
@@ -155,6 +179,7 @@ local function close()
   for field, by in pairs(delta) do
     if by ~= 0 and call('HINCRBY', p .. ':counters', field, by) <= 0 then call('HDEL', p .. ':counters', field) end
   end
+  for field, by in pairs(recounted) do call('HINCRBY', p .. ':recount', field, by) end
   for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
   for queue in pairs(touched) do
     if call('EXISTS', queue_key(queue)) == 1 then arm(queue) else call('DEL', p .. ':marker:' .. queue) end
@@ -182,7 +207,7 @@ local function put_back(id, job, ...)
   job.state, job.token = state, ''
   call('HSET', key_of(id), 'state', state, 'token', '', 'owner', '', ...)
   for queue in string.gmatch(tiers, '%S+') do
-    call('ZADD', queue_key(queue), job.score, id)
+    call('ZADD', queue_key(queue), score_of(job), id)
     touched[queue] = true
   end
 end
@@ -194,7 +219,7 @@ local function finish(id, job, state, result)
   call('HSET', key, 'state', state, 'ended', now_text)
   call('PEXPIRE', key, ttl_ms)
   call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
-  call('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
+  redis.pcall('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
   call('PEXPIRE', p .. ':events:' .. id, ttl_ms)
   send_mail(id, job, 'kind', state, 'attempt', job.attempt, 'data', result)
   if job.deadline ~= '0' then call('ZREM', p .. ':deadlines', id) end
@@ -204,9 +229,11 @@ local function finish(id, job, state, result)
 end
 
 -- The result JSON of a job that ends without a worker's answer. `id` needs no escaping: submit has checked it.
-local function failure(id, job, state, message)
+-- `retry_after_ms`: the same job may succeed then; nil: never.
+local function failure(id, job, state, message, code, retry_after_ms)
+  local retry = retry_after_ms and format('true,"retry_after_s":%.3f', retry_after_ms / 1000) or 'false'
   return '{"request_id":"' .. id .. '","state":"' .. state .. '","attempt":' .. job.attempt .. ',"error":{"code":"'
-    .. state .. '","message":"' .. message .. '","retryable":false}}'
+    .. (code or state) .. '","message":"' .. message .. '","retryable":' .. retry .. '}}'
 end
 
 local function expire(id, job)
@@ -239,8 +266,8 @@ local function own_idem_key(id, job)
   return value and string.match(value, '^%S* (.*)$') == id and key or nil
 end
 
-local NEVER = math.huge
-local services, live_hosts = {}, nil -- read once a call
+local TURNS = 8 -- one in so many claims is a turn of the aged, see claim.lua
+local services, live_hosts, max_waits = {}, nil, nil -- read once a call
 
 -- What the live hosts announced for `tier`, together: free places, starts in 1000 s, factors weighted by the starts.
 local function service(tier)
@@ -268,14 +295,66 @@ local function start_of(tier, ahead)
   return math.floor(raw * (sum.p50 / sum.milli_hz) + 0.5), math.floor(raw * (sum.p90 / sum.milli_hz) + 0.5)
 end
 
--- Where a job (state, tiers) will be served soonest: queue, ahead, p50, p90; -1 for NEVER. Among equals the smallest
--- `ahead`, then the router's order. '', 0, -1, -1 when it waits nowhere.
+-- How many of `size` jobs of one class, the first of them at rank `first`, were submitted at `since_ms` or before. They
+-- stand by age, so halving finds it; it asks for the first one first, which is mostly enough.
+local function older(queue, first, size, since_ms)
+  local low, high, middle = 0, size, 0
+  while low < high do
+    local id = call('ZRANGE', queue_key(queue), first + middle, first + middle)[1]
+    local submitted = tonumber(redis.pcall('HGET', key_of(id), 'submitted') or nil) or now
+    if submitted <= since_ms then low = middle + 1 else high = middle end
+    middle = math.floor((low + high) / 2)
+  end
+  return low
+end
+
+local classes = {} -- read once a call and queue
+
+-- The classes of a queue by priority: rank of the first job, how many, how many of these are aged, and max_wait.
+local function classes_of(queue, max_waits)
+  if classes[queue] then return classes[queue] end
+  local found, first = {}, 0
+  for prio = 3, 0, -1 do
+    local bottom, wait_ms = (3 - prio) * STRIDE, max_waits['max_wait_ms:' .. prio]
+    local size = call('ZCOUNT', queue_key(queue), format('%.0f', bottom), '(' .. format('%.0f', bottom + STRIDE))
+    local aged = wait_ms > 0 and older(queue, first, size, now - wait_ms) or 0
+    found[prio] = {first = first, size = size, wait_ms = wait_ms, aged = aged}
+    first = first + size
+  end
+  classes[queue] = found
+  return found
+end
+
+-- How many jobs may go before the one at `rank`, submitted then. Every TURNS-th claim goes to the most overdue of the
+-- aged (claim.lua). So who is not aged may see some of lower classes pass, at most one a turn; and who is aged need not
+-- wait for more turns than there are jobs as overdue. Without aged jobs it is the rank.
+local function ahead_of(queue, rank, submitted)
+  max_waits = max_waits or published('max_wait_ms:0', 'max_wait_ms:1', 'max_wait_ms:2', 'max_wait_ms:3')
+  local found, mine, passing = classes_of(queue, max_waits), 0, 0
+  while mine < 3 and rank < found[mine].first do mine = mine + 1 end
+  for prio = 0, mine - 1 do passing = passing + found[prio].aged end
+  local me, before = found[mine], rank - found[mine].first + 1
+  local is_aged = before <= me.aged
+  if passing == 0 and not is_aged then return rank end
+  local turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
+  local ahead = rank + math.min(passing, math.floor((rank + turn) / (TURNS - 1)))
+  if not is_aged then return ahead end
+  for prio, class in pairs(found) do
+    local since_ms = submitted + me.wait_ms - class.wait_ms - (prio < mine and 1 or 0)
+    if prio ~= mine then before = before + older(queue, class.first, class.aged, since_ms) end
+  end
+  return math.min(ahead, TURNS * before - turn - 1)
+end
+
+-- Where a job (state, tiers, submitted) will be served soonest: queue, ahead, p50, p90; -1 for NEVER. Among equals the
+-- smallest `ahead`, then the router's order. '', 0, -1, -1 when it waits nowhere.
 local function place(id, job)
   local queues = job.state == 'queued' and 'ingress' or job.state == 'ready' and job.tiers or ''
   local best, best_ahead, best_p50, best_p90 = '', 0, NEVER, NEVER
   for queue in string.gmatch(queues, '%S+') do
-    local ahead = call('ZRANK', queue_key(queue), id)
-    if ahead then
+    local rank = call('ZRANK', queue_key(queue), id)
+    if rank then
+      local ahead = ahead_of(queue, rank, tonumber(job.submitted) or now)
       local p50, p90 = start_of(queue, ahead)
       if best == '' or p50 < best_p50
         or p50 == best_p50 and (p90 < best_p90 or p90 == best_p90 and ahead < best_ahead) then

@@ -1,18 +1,52 @@
--- reap · sweep deadlines, delayed jobs and expired leases; take over from an older self
+-- reap · sweep deadlines, delayed jobs, class time-outs, expired leases and stranded jobs; take over from an older self
 --
 -- KEYS  p
--- ARGV  result_ttl_s stream_cap mail_cap owner takeover(0|1), then for each doubted lease: id lease_end
--- reply suspects(id lease_end …) requeued(id …) expired(id …) woken(id …) more(0|1)
+-- ARGV  result_ttl_s stream_cap mail_cap owner takeover(0|1) strand_ms(0: never) timeouts(ms, "low,normal,high,critical";
+--       0: never) delays(the same form; 1: a job whose time is out goes on as class low, 0: it fails) n_tiers tier …,
+--       then for each doubted lease: id lease_end
+-- reply suspects(id lease_end …) requeued(id …) expired(id …) woken(id …) timed_out(id …) rerouted(id …) more(0|1)
 --
 -- A lease is reaped, unburnt, only when it has expired and its end is still what the caller saw in an earlier sweep (a
 -- suspect); new ones come back as suspects. `takeover` gives back what `<instance>:<other nonce>` holds, when owner is
 -- `<instance>:<nonce>`: for a dispatcher that has just replaced a dead one. Each part does SWEEP entries at most.
+--
+-- Time-outs are for jobs that have never started, and stand in ingress or in one of the tiers. Those of one class stand in
+-- the order in which they came, so that only the front of each class is looked at.
+-- Stranded: jobs wait in one of the tiers, and no live host has served it for strand_ms. They leave it, and go back to
+-- ingress if no other of their tiers is served.
+-- A sweep also writes what all live hosts start in 1000 s to the limits (drain_milli_hz), for the producers' retry_after.
 
-local HEAD, SWEEP = 5, 200
-local suspects, requeued, expired, woken, more = {}, {}, {}, {}, 0
+local HEAD, SWEEP, STEP = 9, 200, 20
+local n_tiers, strand_ms = tonumber(ARGV[9]), tonumber(ARGV[6])
+local timeouts, delays = by_class(ARGV[7] or ''), by_class(ARGV[8] or '')
+local suspects, requeued, expired, woken, timed_out, rerouted, more = {}, {}, {}, {}, {}, {}, 0
+local tiers, served = {}, {}
+local TIMED = {unpack(JOB)}
+TIMED[#TIMED + 1] = 'submitted'
 
 local function due(key)
   return call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, SWEEP)
+end
+
+-- A removal comes first in every sweep: what follows it is allowed when memory is full.
+local function meet_hosts()
+  local drain = 0
+  call('ZREMRANGEBYSCORE', p .. ':hosts', '-inf', now)
+  for _, owner in ipairs(call('ZRANGE', p .. ':hosts', 0, -1)) do
+    local said = redis.pcall('HGETALL', p .. ':host:' .. owner)
+    for i = 1, #said, 2 do
+      local tier = string.match(said[i], '^tier:(.+)$')
+      if tier then
+        served[tier] = true
+        drain = drain + (tonumber(string.match(said[i + 1], '^%d+ (%d+) ')) or 0)
+      end
+    end
+  end
+  if drain > 0 then
+    call('HSET', p .. ':limits', 'drain_milli_hz', format('%.0f', drain))
+  else
+    call('HDEL', p .. ':limits', 'drain_milli_hz')
+  end
 end
 
 local function release(id, job, reason)
@@ -44,7 +78,7 @@ local function sweep_deadlines()
   if #ids == SWEEP then more = 1 end
   for _, id in ipairs(ids) do
     local job = read(id)
-    if not job or TERMINAL[job.state] then
+    if not job or TERMINAL[job.state] or not overdue(job) then
       call('ZREM', p .. ':deadlines', id)
     else
       expire(id, job)
@@ -66,10 +100,104 @@ local function wake_delayed()
   end
 end
 
+-- The job goes behind all that came before it into class low, and is counted there.
+local function demote(id, job)
+  take_out(id, job)
+  count_job(id, job, -1)
+  job.prio, job.score = '0', format('%.0f', 3 * STRIDE + score_of(job) % STRIDE)
+  count_job(id, job, 1)
+  put_back(id, job, 'prio', '0', 'score', job.score)
+end
+
+local function refuse(id, job)
+  local jobs = tonumber(call('HGET', p .. ':counters', 'jobs') or 0)
+  local retry_after_ms = room_after_ms(jobs, published('drain_milli_hz').drain_milli_hz)
+  take_out(id, job)
+  finish(id, job, 'failed', failure(id, job, 'failed', 'The job waited longer than its class may.', 'queue_timeout',
+                                    retry_after_ms))
+end
+
+local function sweep_class(queue, prio, timeout_ms, delay)
+  local expected = queue == 'ingress' and 'queued' or 'ready'
+  local key, low, stay = queue_key(queue), (3 - prio) * STRIDE, 0
+  local bottom, top = format('%.0f', low), '(' .. format('%.0f', low + STRIDE)
+  for _ = STEP, SWEEP, STEP do
+    local ids = call('ZRANGEBYSCORE', key, bottom, top, 'LIMIT', stay, STEP)
+    for _, id in ipairs(ids) do
+      local job = read(id, TIMED)
+      if not job or job.state ~= expected then
+        call('ZREM', key, id)
+      elseif job.attempt ~= '1' or job.started == '1' or delay and prio == 0 then
+        stay = stay + 1
+      elseif now - (tonumber(job.submitted) or now) < timeout_ms then
+        return
+      else
+        if delay then demote(id, job) else refuse(id, job) end
+        timed_out[#timed_out + 1] = id
+      end
+    end
+    if #ids < STEP then return end
+  end
+  if stay < SWEEP then more = 1 end
+end
+
+local function sweep_timeouts()
+  for prio = 0, 3 do -- low first: what goes on as class low now is not looked at again
+    if timeouts[prio] > 0 then
+      sweep_class('ingress', prio, timeouts[prio], delays[prio] == 1)
+      for _, tier in ipairs(tiers) do sweep_class(tier, prio, timeouts[prio], delays[prio] == 1) end
+    end
+  end
+end
+
+-- Takes the job out of the tier; true when it is served nowhere else, and so goes back to ingress.
+local function reroute(id, job, tier)
+  local others, elsewhere = {}, false
+  for other in string.gmatch(job.tiers, '%S+') do
+    if other ~= tier then others[#others + 1], elsewhere = other, elsewhere or served[other] end
+  end
+  if elsewhere then
+    call('ZREM', queue_key(tier), id)
+    call('HSET', key_of(id), 'tiers', table.concat(others, ' '))
+    return false
+  end
+  take_out(id, job)
+  job.tiers = ''
+  put_back(id, job, 'tiers', '', 'reason', 'stranded')
+  return true
+end
+
+local function sweep_stranded(tier)
+  local ids = call('ZRANGE', queue_key(tier), 0, SWEEP - 1)
+  if #ids == SWEEP then more = 1 end
+  for _, id in ipairs(ids) do
+    local job = read(id)
+    if not job or job.state ~= 'ready' then
+      call('ZREM', queue_key(tier), id)
+    elseif reroute(id, job, tier) then
+      rerouted[#rerouted + 1] = id
+    end
+  end
+end
+
+local function look_for_stranded()
+  local key = p .. ':unserved'
+  for _, tier in ipairs(tiers) do
+    if served[tier] or call('EXISTS', queue_key(tier)) == 0 then
+      call('HDEL', key, tier)
+    elseif call('HSETNX', key, tier, now_text) == 1 then
+      call('PEXPIRE', key, format('%.0f', strand_ms + 60000))
+    elseif now - call('HGET', key, tier) >= strand_ms then
+      call('PEXPIRE', key, format('%.0f', strand_ms + 60000))
+      sweep_stranded(tier)
+    end
+  end
+end
+
 -- Never asks to be called again at once: between two looks at a lease there must be time for a renewal.
 local function sweep_leases()
   local seen = {}
-  for a = HEAD + 1, #ARGV - 1, 2 do seen[ARGV[a]] = ARGV[a + 1] end
+  for a = HEAD + n_tiers + 1, #ARGV - 1, 2 do seen[ARGV[a]] = ARGV[a + 1] end
   for _, id in ipairs(due(p .. ':leases')) do
     local lease_end = format('%.0f', call('ZSCORE', p .. ':leases', id))
     if seen[id] == lease_end then
@@ -81,13 +209,18 @@ local function sweep_leases()
   end
 end
 
-if #ARGV < HEAD or (#ARGV - HEAD) % 2 ~= 0 or not tonumber(ARGV[1]) then
+if not (n_tiers and strand_ms and timeouts and delays and tonumber(ARGV[1])) or #ARGV < HEAD + n_tiers
+  or (#ARGV - HEAD - n_tiers) % 2 ~= 0 then
   return invalid('arguments', 'do not add up', 'see the head of reap.lua')
 end
 set_bounds(ARGV[1], ARGV[2], ARGV[3])
+for i = 1, n_tiers do tiers[i] = ARGV[HEAD + i] end
+meet_hosts()
 if ARGV[5] == '1' then take_over(ARGV[4]) end
 sweep_deadlines()
 wake_delayed()
+sweep_timeouts()
 sweep_leases()
+if strand_ms > 0 then look_for_stranded() end
 close()
-return {suspects, requeued, expired, woken, more}
+return {suspects, requeued, expired, woken, timed_out, rerouted, more}

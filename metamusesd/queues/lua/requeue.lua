@@ -56,8 +56,8 @@ local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
   take_out(id, job)
   keep(id, evidence)
   local burnt = fault ~= 'none'
-  if fault == 'crash' or fault == 'crash_alone' then job.crashes = job.crashes + 1 end
-  if fault == 'error' then job.retries = job.retries + 1 end
+  if fault == 'crash' or fault == 'crash_alone' then job.crashes = (tonumber(job.crashes) or 0) + 1 end
+  if fault == 'error' then job.retries = (tonumber(job.retries) or 0) + 1 end
   if reroute == '1' then job.tiers = '' end
   if fault == 'crash_alone' and job.crashes >= tonumber(ARGV[4]) then
     call('HSET', key_of(id), 'crashes', job.crashes, 'reason', reason)

@@ -4,8 +4,8 @@
 -- ARGV  id
 -- reply queued | gone | the job's state, when it is not dead: then nothing was changed
 --
--- Its evidence stays with it. `submitted` becomes now: what it waits is counted from here. Its stream loses the `dead`
--- entry, so that a stream has one end, and says `restarted` with data `revived`; mailboxes keep both.
+-- Its evidence stays with it. Its stream loses the `dead` entry, so that a stream has one end, and says `restarted` with
+-- data `revived`; mailboxes keep both. No class time-out ends it: those are for first attempts.
 
 if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
 read_bounds()
@@ -22,14 +22,14 @@ call('ZREM', p .. ':dead', id)
 if not job then return 'gone' end
 if job.state ~= 'dead' then return job.state end
 local key, idem_key = key_of(id), own_idem_key(id, job)
-job.attempt, job.tiers = format('%.0f', job.attempt + 1), ''
+job.attempt, job.tiers = format('%.0f', (tonumber(job.attempt) or 1) + 1), ''
 call('DEL', p .. ':result:' .. id)
 call('HDEL', key, 'deadline', 'ended', 'told', 'back', 'tiers', 'route')
 call('PERSIST', key)
 reopen(p .. ':events:' .. id)
 if idem_key then call('PERSIST', idem_key) else call('HDEL', key, 'idem') end
 put_back(id, job, 'attempt', job.attempt, 'crashes', '0', 'retries', '0', 'started', '0', 'written', '0', 'queue',
-         'ingress', 'submitted', now_text, 'reason', 'revived')
+         'ingress', 'reason', 'revived')
 emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', 'revived')
 count_job(id, job, 1)
 close()

@@ -52,17 +52,18 @@ end
 
 -- The answer when the id or the idempotency key names a job already, else nil.
 local function known(id, digest, idem_key, box)
-  local other = idem_key and call('GET', idem_key)
-  if other then
+  local other = idem_key and redis.pcall('GET', idem_key)
+  if type(other) == 'string' then
     local other_digest, other_id = string.match(other, '^(%S*) (.*)$')
-    local state = call('HGET', key_of(other_id), 'state')
-    if state then
+    local state = redis.pcall('HGET', key_of(other_id), 'state')
+    if type(state) == 'string' then
       if other_digest ~= digest then return {'conflict', other_id, 'idempotency_key'} end
       join(other_id, state, box)
       return {'duplicate', other_id, state}
     end
   end
-  local found = call('HMGET', key_of(id), 'state', 'digest')
+  local found = redis.pcall('HMGET', key_of(id), 'state', 'digest')
+  if found.err then return {'conflict', id, 'id'} end -- the key is somebody else's, and of another type
   if not found[1] then return nil end
   if found[2] ~= digest then return {'conflict', id, 'id'} end
   join(id, found[1], box)
@@ -70,6 +71,7 @@ local function known(id, digest, idem_key, box)
 end
 
 local counted, sequence, limits = {}, nil, nil -- read once a call
+counting = -1 -- a new number is larger than any that a recount has passed
 
 local function used(field)
   counted[field] = counted[field] or tonumber(call('HGET', p .. ':counters', field) or 0)
