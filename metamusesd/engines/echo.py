@@ -3,12 +3,15 @@
 For tests, and for measuring everything around an engine. Deterministic. A query may carry directives, words with a `!`;
 `options` of the EngineSpec give the same names as defaults for every query (`options = {delay = "5ms"}`):
 
-    !delay=5ms     every step of this sequence takes so long     !crash[=stepN]   SIGKILL itself in its Nth step (1)
-    !prefill=80ms  so long before the first word                 !segv[=stepN]    a real segmentation fault
-    !tokens=20     so many words, again from the first           !exit=CODE       os._exit(CODE) in the first step
-    !hang[=stepN]  block for ever with the interpreter held      !leak=10MB       keep so much more memory
-    !fail[=stepN]  end with a retryable EngineFailed             !prepare-crash   SIGKILL itself while preparing
-    !refuse        end with an InvalidRequest in prepare         !prepare=80ms    prepare takes so long
+    !delay=5ms     every step of this sequence takes so long     !crash[=stepN]   abort in its Nth step (1)
+    !slower=5ms    its first step takes so long, every further   !segv[=stepN]    a real segmentation fault
+                   one twice as long as the one before           !kill[=stepN]    SIGKILL itself: as if from outside
+    !prefill=80ms  so long before the first word                 !exit=CODE       os._exit(CODE) in the first step
+    !tokens=20     so many words, again from the first           !leak=10MB       keep so much more memory
+    !hang[=stepN]  block for ever with the interpreter held      !prepare-crash   abort while preparing
+    !stall[=stepN] block for ever with the interpreter free      !prepare=80ms    prepare takes so long
+    !spin[=stepN]  compute for ever                              !refuse          end with InvalidRequest in prepare
+    !fail[=stepN]  end with a retryable EngineFailed
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -28,8 +32,8 @@ from metamusesd.wire import Finished, Token
 
 _UNITS = {"": 1.0, "ms": 1e6, "s": 1e9, "us": 1e3, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 _AMOUNT = re.compile(r"([0-9.]+)([A-Za-z]*)")
-_STEPPED = ("crash", "segv", "hang", "fail")
-_KNOWN = (*_STEPPED, "exit", "delay", "prefill", "prepare", "tokens", "leak", "refuse", "prepare-crash")
+_STEPPED = ("crash", "segv", "kill", "hang", "stall", "spin", "fail")
+_KNOWN = (*_STEPPED, "exit", "delay", "slower", "prefill", "prepare", "tokens", "leak", "refuse", "prepare-crash")
 _PREFILL_CHUNK_NS = 5_000_000
 
 
@@ -223,7 +227,9 @@ def _pause(running: list[_Sequence]) -> None:
     pause_ns = 0.0
     for sequence in running:
         if sequence.work.programme:
-            pause_ns = max(pause_ns, sequence.work.programme.get("delay", 0.0))
+            programme = sequence.work.programme
+            slower_ns = programme.get("slower", 0.0) * 2 ** min(sequence.steps, 30)
+            pause_ns = max(pause_ns, programme.get("delay", 0.0), slower_ns)
         if sequence.prefill_ns > 0:
             pause_ns = max(pause_ns, min(sequence.prefill_ns, _PREFILL_CHUNK_NS))
     if pause_ns:
@@ -233,7 +239,7 @@ def _pause(running: list[_Sequence]) -> None:
 def _misbehave_early(programme: dict[str, float]) -> None:
     """In prepare, on its own thread."""
     if "prepare-crash" in programme:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.abort()
     if "refuse" in programme:
         raise InvalidRequest("user_query", "contains !refuse", "leave it out")
     if "prepare" in programme:
@@ -246,12 +252,9 @@ def _misbehave(programme: dict[str, float], step: int, leaked: list[bytearray]) 
         os._exit(int(programme["exit"]))
     if "leak" in programme and step == 1:
         leaked.append(bytearray(b"x" * int(programme["leak"])))
-    if programme.get("crash") == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if programme.get("segv") == step:
-        ctypes.string_at(0)
-    if programme.get("hang") == step:
-        _hang()
+    for name, act in _ACTS.items():
+        if programme.get(name) == step:
+            act()
     return programme.get("fail") == step
 
 
@@ -264,3 +267,18 @@ def _hang() -> None:
     mutex = ctypes.create_string_buffer(64)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+_ACTS: dict[str, Callable[[], object]] = {
+    "crash": os.abort,
+    "segv": lambda: ctypes.string_at(0),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": _hang,
+    "stall": lambda: time.sleep(1e9),
+    "spin": _spin,
+}
