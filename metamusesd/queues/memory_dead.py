@@ -15,7 +15,7 @@ def revive(store: Store, id: str) -> str:
         return job.state if job else "gone"
     _reopen(store.streams.entries[f"events:{id}"])
     job.attempt, job.crashes, job.retries = job.attempt + 1, 0, 0
-    job.submitted_ms, job.deadline_ms, job.ends_ms, job.ended_ms, job.result = store.now_ms(), 0, 0, 0, None
+    job.deadline_ms, job.ends_ms, job.ended_ms, job.result = 0, 0, 0, None
     job.tiers, job.route, job.queue, job.back, job.told, job.reason = (), b"", INGRESS, "", "", "revived"
     job.started, job.written = False, 0
     store.put_back(job)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from metamusesd.queues.base import INGRESS, Depth, Host, JobEvent, JobView, Position, Service
 from metamusesd.queues.memory_store import Job, Store
+from metamusesd.queues.memory_turns import TURNS
 
 PAUSE_MS, PATIENCE_MS = 900, 500  # as in lua/push.lua
 
@@ -72,13 +73,31 @@ def place(store: Store, job: Job) -> Position:
     id, found = job.submission.id, []
     queues = {"queued": (INGRESS,), "ready": job.tiers}.get(job.state, ())
     for order, queue in enumerate(queues):
-        ahead = store.waiting(queue).index(job)
+        ahead = _ahead(store, queue, job)
         p50_ms, p90_ms = _start(living(store), queue, ahead)
         found.append((p50_ms, p90_ms, ahead, order, queue))
     if not found:
         return Position(id, job.state)
     p50_ms, p90_ms, ahead, _, queue = min(found)
     return Position(id, job.state, queue, ahead, _known(p50_ms), _known(p90_ms))
+
+
+def _ahead(store: Store, queue: str, job: Job) -> int:
+    """How many jobs may go before it, as `ahead_of` in lua/common.lua says."""
+    waiting, now_ms = store.waiting(queue), store.now_ms()
+    waits = [bounds.max_wait_ms for bounds in store.limits.classes]
+
+    def over(other: Job) -> tuple[int, int]:
+        return now_ms - other.submitted_ms - waits[other.priority], other.priority
+
+    rank, turn, mine = waiting.index(job), store.turns.get(queue, 0), job.priority
+    aged = [other for other in waiting if waits[other.priority] and over(other) >= (0, 0)]
+    ahead = rank + min(sum(other.priority < mine for other in aged), (rank + turn) // (TURNS - 1))
+    if job not in aged:
+        return ahead
+    others = sum(over(other) > over(job) for other in aged if other.priority != mine)
+    before = [other.priority for other in waiting[: rank + 1]].count(mine) + others
+    return min(ahead, TURNS * before - turn - 1)
 
 
 def push(store: Store, tier: str, most: int) -> int:
@@ -129,6 +148,6 @@ def _thousandths(service: Service) -> Service:
 def _view(job: Job) -> JobView:
     sent = job.submission
     return JobView(
-        sent.id, job.state, sent.priority, job.attempt, job.crashes, sent.tenant, job.submitted_ms, job.route,
+        sent.id, job.state, job.priority, job.attempt, job.crashes, sent.tenant, job.submitted_ms, job.route,
         job.owner, job.body, job.retries, job.reason, job.ended_ms, job.evidence,
     )  # fmt: skip
