@@ -50,6 +50,7 @@ calls = st.one_of(
     st.tuples(st.just("requeue"), which, st.sampled_from(list(Fault)), st.sampled_from([0, 0, LEASE_MS]), flags),
     st.tuples(st.just("renew"), which),
     st.tuples(st.just("cancel"), ids),
+    st.tuples(st.sampled_from(["revive", "drop", "position"]), ids),
     st.tuples(st.just("reap"), st.sampled_from(OWNERS), flags),
     st.tuples(st.just("wait"), st.sampled_from([INGRESS, *TIERS])),
 )
@@ -64,7 +65,7 @@ def plain(answer: object) -> object:
     if isinstance(answer, Claim):
         return replace(answer, submitted_ms=0, claimed_ms=0)
     if isinstance(answer, JobView):
-        return replace(answer, submitted_ms=0)
+        return replace(answer, submitted_ms=0, ended_ms=min(answer.ended_ms, 1))
     if isinstance(answer, JobEvent):
         same_words = repr(decode_result(answer.data)).encode() if answer.kind in ("cancelled", "dead") else answer.data
         return replace(answer, cursor="", data=same_words)
@@ -112,6 +113,19 @@ class Replay:
 
     async def _cancel(self, id: str) -> object:
         return await self.queue.cancel(id)
+
+    async def _revive(self, id: str) -> object:
+        first = await self.queue.revive(id)
+        assert await self.queue.revive(id) == first
+        return first
+
+    async def _drop(self, id: str) -> object:
+        first = await self.queue.drop(id)
+        assert await self.queue.drop(id) == first
+        return first
+
+    async def _position(self, id: str) -> object:
+        return await self.queue.position(id)
 
     async def _reap(self, owner: str, takeover: bool) -> object:
         reaped = await self.queue.reap(owner, takeover=takeover)
