@@ -116,7 +116,8 @@ def receipt(kind: str, id: str, detail: str, retry_after_ms: str) -> Receipt | Q
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Up to `count` jobs from the head of `queue`, none of a class under `floor`."""
+    """Up to `count` jobs from the head of `queue`, none of a class under `floor`. None at all: its marker, which was
+    popped by somebody without room, is armed again for the others."""
 
     queue: str  # INGRESS or a tier
     count: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from metamusesd.board import Board
@@ -19,6 +20,7 @@ from metamusesd.queues.memory import MemoryQueue
 from metamusesd.wire import Frame, FrameReader, Generate, Hello, encode
 
 EPOCHS = itertools.count(1)
+TIERS = (TierView("fast", "m"), TierView("heavy", "h"))
 IDS = (f"job-{n}" for n in itertools.count())
 
 
@@ -82,11 +84,10 @@ class PlayedWorker:
 class Stage:
     """A dispatcher at work and what a test needs around it."""
 
-    def __init__(self) -> None:
-        self.queue, self.board = Fragile(), Board(2)
-        tiers = [TierView("fast", "m"), TierView("heavy", "h")]
+    def __init__(self, queue: Fragile | None = None, tiers: Sequence[TierView] = TIERS, owner: str = "host:1") -> None:
+        self.queue, self.board = queue or Fragile(), Board(2)
         retries = Retries(most=2, first_s=0.0)
-        self.dispatcher = Dispatcher(self.queue, self.board, tiers, "host:1", get_logger("test"), retries=retries)
+        self.dispatcher = Dispatcher(self.queue, self.board, list(tiers), owner, get_logger("test"), retries=retries)
         self.workers: list[PlayedWorker] = []
         loop = asyncio.get_running_loop()
         works = (self.dispatcher.pump.run(), self.dispatcher.pump.watch(), self.dispatcher.outbox.run())
