@@ -95,7 +95,7 @@ class RedisQueue(RedisViews):
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
         """See base.Queue."""
-        timeout_s = max(timeout_s, 0.001)
+        timeout_s = max(timeout_s, 0.01)  # Redis 6.2 takes 0.001 for 0, and blocks for ever
         keys = (f"{self.prefix}:marker:{queue}" for queue in queues)
         return await self._door.block(timeout_s, "BLPOP", *keys, timeout_s) is not None
 
