@@ -57,6 +57,7 @@ class WorkerState(enum.IntEnum):
     DRAINING = 5
     STOPPED = 6
     WAITING = 7  # the dispatcher reads too slowly: no step until it has
+    TAKING = 8  # it held nothing, and looks at what has come; the first step with it is included
 
 
 class SlotStatus(enum.IntEnum):

@@ -108,6 +108,8 @@ def phase_of(row: Mapping[str, int], frames_sent: int) -> str:
     state = row.get("state", 0)
     if state not in WorkerState._value2member_map_:
         return "unknown"
+    if state == WorkerState.TAKING:
+        return "taking jobs"
     if state != WorkerState.LOADING and not row.get("slots_used") and frames_sent > row.get("frames_received", 0):
         return "taking jobs"
     if state in (WorkerState.PREFILL, WorkerState.DECODE) and not row.get("slots_used", 1):

@@ -4,7 +4,7 @@ A child is watched by progress, never by being alive. What counts as progress, a
 the child does:
 
     loading    its heartbeat, for at most boot_s        preparing, idle    its heartbeat
-    prefill, decode   its steps                         unread             it takes the frames that were sent to it,
+    prefill, decode   its steps                         taking jobs        it reads the frames that were sent to it,
                                                                            and makes the first step with them
 
 Patience is learnt from the child itself: MANY of its usual steps (MANY_BEATS of its heartbeats), or FEW of its slowest
@@ -51,7 +51,7 @@ class Doing(enum.Enum):
     PREPARING = "preparing"
     PREFILL = "prefill"
     DECODE = "decode"
-    UNREAD = "unread"
+    TAKING = "taking jobs"
     IDLE = "idle"
     UNREADABLE = "unreadable"  # its writer stands still in the middle of a write
     SERVING = "serving"  # the dispatcher
@@ -172,8 +172,8 @@ def _doing(fields: Mapping[str, int], frames_owed: int) -> Doing:
         return Doing.IDLE  # the dispatcher does not read; that is not this child's fault
     if fields["slots_used"] or fields["preempted"]:
         return Doing.PREFILL if fields["state"] == WorkerState.PREFILL else Doing.DECODE
-    if frames_owed > fields["frames_received"]:
-        return Doing.UNREAD
+    if fields["state"] == WorkerState.TAKING or frames_owed > fields["frames_received"]:
+        return Doing.TAKING
     if not fields["beat_ns"]:
         return Doing.NOTHING
     return Doing.PREPARING if fields["state"] in (WorkerState.PREFILL, WorkerState.DECODE) else Doing.IDLE
@@ -181,7 +181,7 @@ def _doing(fields: Mapping[str, int], frames_owed: int) -> Doing:
 
 def _moved(before: Sight, now: Sight) -> bool:
     """Something that counts has changed. A stopped child that is sent work has not moved: only its debt changed."""
-    if before.doing in BEATING and now.doing is Doing.UNREAD:
+    if before.doing in BEATING and now.doing is Doing.TAKING:
         return False
     if now.doing is Doing.UNREADABLE and before.doing is not Doing.UNREADABLE:
         return True
@@ -191,7 +191,7 @@ def _moved(before: Sight, now: Sight) -> bool:
 def _quiet_s(watch: Watch, patience: Patience) -> float:
     """The limit for a child that uses no CPU. What is unread is owed a heartbeat and a step."""
     doing, floor_s = watch.last.doing, min(patience.least_s, patience.hang_s)
-    if doing is Doing.UNREAD:
+    if doing is Doing.TAKING:
         paces = [watch.paces[each] for each in STEPPING if each in watch.paces]
         explained_s = max((_explained_s(pace, MANY, LEARNT_STEPS) for pace in paces), default=0.0)
         return (
@@ -219,7 +219,7 @@ def _learn(watch: Watch, now: Sight) -> Mapping[Doing, Pace]:
     was, phase = kinds.get(before.doing, before.doing), kinds.get(now.doing, now.doing)
     same = phase is was or (phase in STEPPING and was in STEPPING)
     took_s = (now.at_ns - before.at_ns) / 1e9
-    if not same or not before.at_ns or took_s <= 0 or now.doing in (Doing.LOADING, Doing.UNREAD):
+    if not same or not before.at_ns or took_s <= 0 or now.doing in (Doing.LOADING, Doing.TAKING):
         return watch.paces
     steps = max(1, now.steps - before.steps)
     sample_s = min(max(took_s / steps, now.step_s), STEP_S_MOST)

@@ -43,7 +43,8 @@ class Row:
 
     def received(self, frames: int) -> None:
         """Before a frame is looked at: should it be the last thing that this process does, that is to be seen."""
-        self._block.write(frames_received=frames, beat_ns=time.monotonic_ns())
+        taking = {} if self._block.get("slots_used") else {"state": WorkerState.TAKING}
+        self._block.write(frames_received=frames, beat_ns=time.monotonic_ns(), **taking)
 
     def stepped(self, now: EngineStatistics, held: int, pipe: Pipe | None) -> None:
         """After every step."""

@@ -162,16 +162,16 @@ def test_work_that_is_sent_to_a_silent_worker_does_not_renew_its_credit():
     """Silent for six seconds while idle, then sent a job: the six seconds still count."""
     watch = end_of(beating(20, 1.0))
     watch = end_of([(watch.looked_s + tick * TICK_S, watch.last) for tick in range(1, 25)], watch)
-    watch = look(watch, Sight(Doing.UNREAD, (9,)), watch.looked_s + TICK_S)
+    watch = look(watch, Sight(Doing.TAKING, (9,)), watch.looked_s + TICK_S)
     assert watch.idle_s == pytest.approx(6.25, abs=0.5)
 
 
 def test_a_first_job_has_the_whole_patience():
     """Frames unread and no step ever made: the first step may be long, hang_s. With a known pace: that."""
-    fresh = look(end_of(beating(20, 1.0)), Sight(Doing.UNREAD, (9,)), 1021)
+    fresh = look(end_of(beating(20, 1.0)), Sight(Doing.TAKING, (9,)), 1021)
     assert limit_s(fresh, PATIENCE) == 30
     known = end_of(beating(20, 1.0), Watch(paces=end_of(life([0.05] * 400)).paces))
-    assert limit_s(look(known, Sight(Doing.UNREAD, (9,)), 1021), PATIENCE) == 8
+    assert limit_s(look(known, Sight(Doing.TAKING, (9,)), 1021), PATIENCE) == 8
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,13 @@ def test_a_first_job_has_the_whole_patience():
     [
         (None, 0, Doing.UNREADABLE),
         (row(), 0, Doing.NOTHING),
-        (row(), 1, Doing.UNREAD),
+        (row(), 1, Doing.TAKING),
         (row(state=WorkerState.LOADING), 0, Doing.NOTHING),
         (row(state=WorkerState.LOADING, beat_ns=5), 0, Doing.LOADING),
         (row(state=WorkerState.IDLE, beat_ns=5), 0, Doing.IDLE),
-        (row(state=WorkerState.IDLE, beat_ns=5, frames_received=2), 3, Doing.UNREAD),
+        (row(state=WorkerState.IDLE, beat_ns=5, frames_received=2), 3, Doing.TAKING),
         (row(state=WorkerState.IDLE, beat_ns=5, frames_received=3), 3, Doing.IDLE),
+        (row(state=WorkerState.TAKING, beat_ns=5, frames_received=3), 3, Doing.TAKING),
         (row(state=WorkerState.DECODE, beat_ns=5), 0, Doing.PREPARING),
         (row(state=WorkerState.DECODE, slots_used=1, frames_received=2), 3, Doing.DECODE),
         (row(state=WorkerState.PREFILL, slots_used=1), 0, Doing.PREFILL),
