@@ -178,9 +178,9 @@ class MemoryQueue(MemoryViews):
                 self._take(job, want.queue, owner, f"{nonce}:{len(taken) + 1}", lease_ms)
                 taken.append(job)
                 count -= 1
-        if count == 0 < want.count:
+        if count == 0:
             self._store.touched.add(want.queue)
-        elif want.count > 0 and want.floor == 0:
+        elif want.floor == 0:
             self._store.markers.discard(want.queue)
             self._store.touched.discard(want.queue)
 

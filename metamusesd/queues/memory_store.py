@@ -259,7 +259,7 @@ class Store:
     def depth(self, queue: str) -> Depth:
         by_class, waiting, now = [0, 0, 0, 0], self.waiting(queue), self.now_ms()
         for job in waiting:
-            by_class[job.submission.priority] += 1
+            by_class[job.priority] += 1
         oldest_ms = max((now - job.submitted_ms for job in waiting), default=0)
         return Depth(queue, (by_class[0], by_class[1], by_class[2], by_class[3]), oldest_ms)
 

@@ -10,7 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metamusesd.queues.base import INGRESS, Fault, Host, JobEvent, Position, Queue, Requeue, Service, Submission, Want
+from metamusesd.queues.base import (
+    INGRESS,
+    ClassLimits,
+    Fault,
+    Host,
+    JobEvent,
+    Limits,
+    Position,
+    Queue,
+    Requeue,
+    Service,
+    Submission,
+    Want,
+)
 from metamusesd.queues.memory import MemoryQueue
 from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.bench import LEASE_MS, OWNER, Bench, done, ids, routed
@@ -33,10 +46,14 @@ async def serve(bench: Bench, owner: str = OWNER, **services: Service) -> None:
 async def age(bench: Bench, *names: str, by_ms: int = 10_000) -> None:
     """Let the jobs have been submitted earlier."""
     for name in names:
-        if bench.door:
-            await bench.door.ask("HINCRBY", f"{bench.door.prefix}:job:{name}", "submitted", -by_ms)
-        else:
-            bench.queue._store.jobs[name].submitted_ms -= by_ms  # type: ignore[attr-defined]
+        await grow_old(bench.queue, name, by_ms)
+
+
+async def grow_old(queue: Queue, name: str, by_ms: int) -> None:
+    if isinstance(queue, RedisQueue):
+        await queue._door.ask("HINCRBY", f"{queue.prefix}:job:{name}", "submitted", -by_ms)
+    else:
+        queue._store.jobs[name].submitted_ms -= by_ms  # type: ignore[attr-defined]
 
 
 async def push(bench: Bench, tier: str = "fast", most: int = 100) -> int:
@@ -211,11 +228,13 @@ async def test_mailboxes_are_told_too(bench: Bench) -> None:
 
 Waiting = list[tuple[int, tuple[str, ...] | None]]  # class and tiers of each job; None: still in ingress
 tier_sets = st.permutations(TIERS).flatmap(lambda order: st.integers(1, 3).map(lambda n: tuple(order[:n])))
-jobs = st.lists(st.tuples(st.integers(0, 3), st.one_of(st.none(), tier_sets)), min_size=1, max_size=12)
+jobs = st.lists(st.tuples(st.integers(0, 3), st.one_of(st.none(), tier_sets)), min_size=1, max_size=24)
 services = st.builds(
     Service, st.just("m"), st.integers(0, 4), st.sampled_from([0.0, 0.001, 0.3, 2.0, 1000.0]),
     st.sampled_from([0.0, 0.7, 1.0, 1.3]), st.sampled_from([1.0, 2.0, 3.1]),
 )  # fmt: skip
+AGES_MS = 10_000  # between two jobs; so no two are equally overdue
+max_waits = st.tuples(*(st.sampled_from([0, wait_ms]) for wait_ms in (21_000, 52_000, 83_000, 4_000)))
 hosts = st.lists(st.dictionaries(st.sampled_from(TIERS), services), max_size=3)
 
 
@@ -224,11 +243,12 @@ async def build(queue: Queue, waiting: Waiting, living: list[dict[str, Service]]
     for n, tiers in enumerate(living):
         await queue.announce(Host(f"h{n}:1", tiers), 60.0)
     todo = [(n, priority, tiers) for n, (priority, tiers) in enumerate(waiting)]
-    for n, priority, tiers in sorted(todo, key=lambda job: job[2] is None):
-        await queue.submit([Submission(f"j{n}", b"{}", "d", priority, stream=True)])
+    for at, (n, priority, tiers) in enumerate(sorted(todo, key=lambda job: job[2] is None)):
+        await queue.submit([Submission(f"j{n}", b"{}", "d", priority)])
         if tiers is not None:
             (job,) = await queue.claim(OWNER, f"r{n}", [Want(INGRESS, 1)], lease_ms=LEASE_MS)
             await queue.claim(OWNER, f"s{n}", [Want(tiers[0], 0)], [routed(job, *tiers)], lease_ms=LEASE_MS)
+        await grow_old(queue, f"j{n}", (len(todo) - at) * AGES_MS)
 
 
 async def claimed(queue: Queue, name: str) -> list[str]:
@@ -243,24 +263,31 @@ async def claimed(queue: Queue, name: str) -> list[str]:
     return ids(taken)
 
 
-async def check_order(queue: Queue, count: int) -> list[Position | None]:
-    """Every position, after proving that the jobs ahead are those that are claimed first."""
+async def check_order(queue: Queue, count: int, aging: bool) -> list[Position | None]:
+    """Every position, after proving that the jobs ahead are those that are claimed first; with aged jobs about, that
+    they are no more than was said."""
     places = [await queue.position(f"j{n}") for n in range(count)]
     orders = {name: await claimed(queue, name) for name in (INGRESS, *TIERS)}
     for place in places:
-        assert place and orders[place.queue].index(place.id) == place.ahead
+        assert place
+        first = orders[place.queue].index(place.id)
+        assert first <= place.ahead if aging else first == place.ahead
     return places
 
 
-async def compare(url: str, waiting: Waiting, living: list[dict[str, Service]]) -> None:
-    real, fake = RedisQueue(url, f"places{next(_runs)}"), MemoryQueue()
+async def compare(url: str, waiting: Waiting, living: list[dict[str, Service]], waits: tuple[int, ...]) -> None:
+    low, normal, high, critical = (ClassLimits(max_wait_ms=wait_ms) for wait_ms in waits)
+    limits = Limits(classes=(low, normal, high, critical))
+    real, fake = RedisQueue(url, f"places{next(_runs)}", limits), MemoryQueue(limits)
     await real.open()
     try:
         for queue in (real, fake):
+            await queue.configure()
             await build(queue, waiting, living)
         said = [sorted(await queue.hosts(), key=lambda host: host.owner) for queue in (real, fake)]
         assert said[0] == said[1]
-        assert await check_order(real, len(waiting)) == await check_order(fake, len(waiting))
+        count, aging = len(waiting), any(waits)
+        assert await check_order(real, count, aging) == await check_order(fake, count, aging)
     finally:
         await real.close()
 
@@ -268,15 +295,34 @@ async def compare(url: str, waiting: Waiting, living: list[dict[str, Service]]) 
 @pytest.mark.parametrize("kind", ["redis6", "redis7"])
 def test_positions_are_the_order_of_claims(kind: str, server_of) -> None:
     """Whatever waits in whatever tiers: the jobs ahead are those that are claimed first, and fake and scripts predict
-    the same times."""
+    the same times. Where aged jobs have their turns, nobody is served later than was said."""
     url = server_of(kind).url
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(jobs, hosts)
-    def run(waiting: Waiting, living: list[dict[str, Service]]) -> None:
-        asyncio.run(compare(url, waiting, living))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(jobs, hosts, st.one_of(st.just((0, 0, 0, 0)), max_waits))
+    def run(waiting: Waiting, living: list[dict[str, Service]], waits: tuple[int, ...]) -> None:
+        asyncio.run(compare(url, waiting, living, waits))
 
     run()
+
+
+async def test_the_turns_of_the_aged(bench: Bench) -> None:
+    """Under a flood, an aged job of the lowest class knows that it need only wait for its turn; those that it passes
+    know that it will pass."""
+    limits = Limits(classes=(ClassLimits(max_wait_ms=1000), ClassLimits(), ClassLimits(), ClassLimits()))
+    bench.queue = await bench.again(limits)
+    await bench.queue.configure()
+    await wait_in(bench, "oldest", "old", "young", priority=0)
+    flood = [f"f{n:02}" for n in range(60)]
+    await wait_in(bench, *flood, priority=2)
+    await age(bench, "oldest", by_ms=6000)
+    await age(bench, "old", by_ms=5000)
+    places = {name: await bench.queue.position(name) for name in (*flood, "oldest", "old", "young")}
+    ahead = {name: place.ahead for name, place in places.items() if place}
+    assert (ahead["oldest"], ahead["old"], ahead["young"]) == (7, 15, 62)
+    assert [ahead[name] for name in flood] == [n + min(2, n // 7) for n in range(60)]
+    order = [ids(await bench.claim("fast", count=1))[0] for _ in range(63)]
+    assert {name: order.index(name) for name in ahead} == ahead
 
 
 async def test_a_prediction_is_what_the_docstring_says(bench: Bench) -> None:

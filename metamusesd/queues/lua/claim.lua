@@ -10,6 +10,7 @@
 --
 -- The i-th job gets the token `<nonce>:<i>`. A job is taken out of all its queues at once. The same owner and nonce again
 -- get the same jobs again; so an owner has one claim under way at a time. Routed jobs whose token is old are left alone.
+-- A count of 0 takes nothing; it arms the queue's marker again if jobs wait there, for a host that has room.
 --
 -- Starvation: a job is aged when it has waited longer, since `submitted`, than its class' max_wait. A claim that takes all
 -- that waits needs no rule. Of the other claims from a queue with floor 0 every eighth is a turn of the aged: the most
@@ -207,7 +208,7 @@ route()
 for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   local queue, count, floor = ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
   local more = count > 0 and take_from(queue, count, floor)
-  if more then
+  if more or count == 0 then
     touched[queue] = true
   elseif count > 0 and floor == 0 then -- the queue is empty now; above a floor nobody knows, and re-arming would spin
     call('DEL', p .. ':marker:' .. queue)
