@@ -75,8 +75,8 @@ class Network:
         name, switch = self._name(host), self._name("sw")
         ip("netns", "add", name)
         self._names.append(name)
-        ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", host, "netns", switch)
-        ip("-n", switch, "link", "set", host, "master", "br0", "up")
+        ip("-n", name, "link", "add", "name", "eth0", "type", "veth", "peer", "name", host, "netns", switch)
+        ip("-n", switch, "link", "set", "dev", host, "master", "br0", "up")
         ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             ip("-n", name, "link", "set", device, "up")
@@ -84,7 +84,7 @@ class Network:
 
     def plug(self, host: str, state: str) -> None:
         """Pull the host's cable (`down`) or put it back (`up`)."""
-        ip("-n", self._name("sw"), "link", "set", host, state)
+        ip("-n", self._name("sw"), "link", "set", "dev", host, state)
 
     def close(self) -> None:
         for name in reversed(self._names):
