@@ -233,8 +233,8 @@ services = st.builds(
     Service, st.just("m"), st.integers(0, 4), st.sampled_from([0.0, 0.001, 0.3, 2.0, 1000.0]),
     st.sampled_from([0.0, 0.7, 1.0, 1.3]), st.sampled_from([1.0, 2.0, 3.1]),
 )  # fmt: skip
-AGES_MS = 10_000  # between two jobs; so no two are equally overdue
-max_waits = st.tuples(*(st.sampled_from([0, wait_ms]) for wait_ms in (21_000, 52_000, 83_000, 4_000)))
+AGES_MS = 600_000  # between two jobs; with these waits no two are equally overdue, and none becomes aged meanwhile
+max_waits = st.tuples(*(st.sampled_from([0, wait_ms]) for wait_ms in (1_260_000, 3_210_000, 5_160_000, 510_000)))
 hosts = st.lists(st.dictionaries(st.sampled_from(TIERS), services), max_size=3)
 
 
@@ -309,14 +309,14 @@ def test_positions_are_the_order_of_claims(kind: str, server_of) -> None:
 async def test_the_turns_of_the_aged(bench: Bench) -> None:
     """Under a flood, an aged job of the lowest class knows that it need only wait for its turn; those that it passes
     know that it will pass."""
-    limits = Limits(classes=(ClassLimits(max_wait_ms=1000), ClassLimits(), ClassLimits(), ClassLimits()))
+    limits = Limits(classes=(ClassLimits(max_wait_ms=600_000), ClassLimits(), ClassLimits(), ClassLimits()))
     bench.queue = await bench.again(limits)
     await bench.queue.configure()
     await wait_in(bench, "oldest", "old", "young", priority=0)
     flood = [f"f{n:02}" for n in range(60)]
     await wait_in(bench, *flood, priority=2)
-    await age(bench, "oldest", by_ms=6000)
-    await age(bench, "old", by_ms=5000)
+    await age(bench, "oldest", by_ms=6_000_000)
+    await age(bench, "old", by_ms=5_000_000)
     places = {name: await bench.queue.position(name) for name in (*flood, "oldest", "old", "young")}
     ahead = {name: place.ahead for name, place in places.items() if place}
     assert (ahead["oldest"], ahead["old"], ahead["young"]) == (7, 15, 62)
