@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import select
@@ -98,6 +99,13 @@ class Child:
             self.status = os.waitstatus_to_exitcode(status)
         return self.status
 
+    def gone(self) -> bool:
+        """Whether it has died; does not wait."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status is not None
+
     def hear(self, say: str) -> dict[str, object]:
         """The next message of this kind."""
         while True:
@@ -119,6 +127,7 @@ class Rig:
     reserve_slots: int = 4
     options: dict[str, object] = field(default_factory=dict)
     lease_s: float = 15.0
+    instance: str = "00000000-test"  # the host's: another one has another
 
     def __post_init__(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="mm-")
@@ -131,6 +140,7 @@ class Rig:
         )
         self.board = Board(self.workers)
         self.children: list[Child] = []
+        self.deaths = 0
         self._epochs = itertools.count(1)
         self._generations = itertools.count(1)
         self.fleet = [self.start_worker(row) for row in range(self.workers)]
@@ -169,14 +179,24 @@ class Rig:
             assert control.send(worker.channel, message, ours.fileno())
             assert control.send(self.dispatcher.channel, message, theirs.fileno())
 
-    def replace(self, worker: Child, hung: bool = False) -> Child:
+    def replace(self, worker: Child, hung: bool = False, killed: bool = False) -> Child:
         """What the supervisor does when a worker has died."""
         exit_code = worker.wait()
         message = {"do": "unlink", "row": worker.row, "epoch": worker.epoch, "exit": exit_code, "hung": hung}
-        control.send(self.dispatcher.channel, message)
+        evidence = {"worker": f"fast-{worker.row}", "pid": worker.pid, "how": f"exit {exit_code}"}
+        control.send(self.dispatcher.channel, message | {"killed": killed, "evidence": evidence})
         fresh = self.fleet[worker.row] = self.start_worker(worker.row)
         self.link(fresh)
         return fresh
+
+    async def tend(self) -> None:
+        """Replace every worker that dies, until cancelled."""
+        while True:
+            for worker in list(self.fleet):
+                if worker.gone():
+                    self.deaths += 1
+                    self.replace(worker)
+            await asyncio.sleep(0.005)
 
     def close(self) -> None:
         for child in self.children:
@@ -188,7 +208,7 @@ class Rig:
 
     def _fork(self, main: Callable[[Birth], int], name: str, row: int, spec: WorkerSpec | None) -> Child:
         ours, theirs = control.pair()
-        birth = Birth(name, self.config, self.board, theirs, "00000000-test", next(self._generations), row, spec)
+        birth = Birth(name, self.config, self.board, theirs, self.instance, next(self._generations), row, spec)
         pid = os.fork()
         if pid == 0:
             code = 99
