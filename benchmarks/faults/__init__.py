@@ -41,5 +41,5 @@ def _proof(args: argparse.Namespace) -> Report:
     print(f"faults: {minutes:g} minutes, --seed {seed}, appendfsync {args.appendfsync}", flush=True)
     verdict = asyncio.run(prove(minutes * 60, seed, args.appendfsync))
     if verdict.violations:
-        print(*explain(verdict), f"\nthe whole history: {verdict.folder}/history.jsonl", sep="\n", flush=True)
+        print(*explain(verdict), f"\nall of them, and the whole history: {verdict.folder}", sep="\n", flush=True)
     return rows(verdict, args.appendfsync)

@@ -13,7 +13,7 @@ from benchmarks.faults.oracle import Violation
 from benchmarks.faults.raw import PREFIX
 from benchmarks.faults.resp import Redis
 
-PERMANENT = frozenset({"seq", "protocol", "limits", "hosts"})  # keys that live without a TTL, for as long as the queue
+PERMANENT = frozenset({"seq", "protocol", "limits", "turns", "hosts"})  # keys that live without a TTL, for as long as the queue
 LIVE_SETS = ("live", "ingress", "leases", "delayed", "deadlines")
 MOST_NAMED = 5
 SETTLE_S = 30.0

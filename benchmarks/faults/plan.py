@@ -25,7 +25,10 @@ WEIGHTS = {
     "plain": 580, "cancel": 120, "deadline": 90, "race": 50, "failing": 30, "bad": 60, "unknown": 20, "conflict": 20,
     "huge": 10, "poison": 6,
 }  # fmt: skip
-POISONS = ("!crash=step{step}", "!segv=step{step}", "!hang=step{step}", "!exit=3", "!prepare-crash")
+POISONS = (
+    "!crash=step{step}", "!segv=step{step}", "!hang=step{step}", "!stall=step{step}", "!spin=step{step}", "!exit=3",
+    "!prepare-crash",
+)  # fmt: skip
 BAD_BODIES = (b"\xff\x00{{{", b"", b"[]", b'{"user_query": 7}', b'{"user_query":""}', b'"text"', b"null", b"{" * 5000)
 CANCELS = ("at once", "started", "token", "later")
 CLASS_WEIGHTS = (30, 45, 20, 5)  # low … critical

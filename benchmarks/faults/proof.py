@@ -28,7 +28,7 @@ from benchmarks.report import Report, absolute
 CLIENTS, LINES = 3, 40  # lines: jobs in flight at a time
 PAUSE_S = (0.0, 3.0)
 WARM_UP_S, CALM_JOBS = 10.0, 150
-MOST_SHOWN = 3
+MOST_SHOWN, MOST_EVENTS = 3, 40
 SAY_EVERY_S = 30.0
 
 
@@ -60,6 +60,7 @@ async def prove(seconds: float, seed: int, appendfsync: str) -> Verdict:
         wrong = bool(verdict.violations)
         if wrong:
             history.write(family.folder / "history.jsonl")
+            (family.folder / "offenders.txt").write_text("\n".join(explain(verdict, most=1000, events=100_000)))
         family.close(keep=wrong)
     return verdict
 
@@ -164,13 +165,16 @@ def rows(verdict: Verdict, appendfsync: str) -> Report:
     return report
 
 
-def explain(verdict: Verdict) -> list[str]:
-    """The first offenders with their whole history, for people."""
-    lines = [f"{v.rule}: {v.id}: {v.text}" for v in verdict.violations[:50]]
+def explain(verdict: Verdict, most: int = MOST_SHOWN, events: int = MOST_EVENTS) -> list[str]:
+    """The offenders, the first `most` with their history, for people."""
+    lines = [f"{v.rule}: {v.id}: {v.text}" for v in verdict.violations[: 10 * most]]
     lives = {life.id: life for life in verdict.history.lives}
-    shown = list(dict.fromkeys(v.id for v in verdict.violations if v.id in lives))[:MOST_SHOWN]
+    shown = list(dict.fromkeys(v.id for v in verdict.violations if v.id in lives))[:most]
     for id in shown:
-        lines += ["", *_biography(lives[id], verdict)]
+        head, *moments, hash, result = _biography(lives[id], verdict)
+        if len(moments) > events:
+            moments = [*moments[: events // 2], f"  … {len(moments) - events} more …", *moments[-events // 2 :]]
+        lines += ["", head, *moments, hash, result]
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import hiredis
 
 CALL_TIMEOUT_S = 10.0
+AWAY = ("LOADING", "BUSY", "READONLY", "MISCONF", "OOM", "TRYAGAIN", "CLUSTERDOWN")  # another try may succeed
 Word = str | bytes | int | float
 
 
@@ -42,7 +43,7 @@ class Redis:
                 raise ConnectionError(f"redis: {error!r}") from error
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
-                raise ReplyError(str(reply))
+                raise ConnectionError(str(reply)) if str(reply).startswith(AWAY) else ReplyError(str(reply))
         return replies
 
     def close(self) -> None:
