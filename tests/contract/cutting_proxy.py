@@ -28,7 +28,7 @@ class CuttingProxy:
     def __init__(self, server: Path, path: Path, port: int = 0) -> None:
         self._server, self.path, self.port = server, path, port
         self.cuts: dict[int, Cut] = {}
-        self.cut, self.requests = 0, 0
+        self.cut, self.requests, self.connections = 0, 0, 0
         self.swallow = False
         self._pairs: set[_Pair] = set()
 
@@ -71,6 +71,7 @@ class _Pair(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._near = transport  # type: ignore[assignment]
         self._proxy._pairs.add(self)
+        self._proxy.connections += 1
         self._reaching = asyncio.ensure_future(self._reach())
 
     async def _reach(self) -> None:

@@ -103,10 +103,12 @@ local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, st
   local bound, jobs = bound_reached(tenant, prio, #body)
   if bound then return {'full', id, bound, room_after_ms(jobs, limits.drain_milli_hz)} end
   local score = format('%.0f', (3 - prio) * STRIDE + next_number())
+  -- The queue first: where an ACL or a foreign key stops this script half-way, an id without a job is cleared away,
+  -- while a job that stands in no queue would be lost, and its repetition answered `duplicate`.
+  call('ZADD', p .. ':ingress', score, id)
   call('HSET', key_of(id), 'state', 'queued', 'body', body, 'digest', digest, 'prio', prio, 'score', score,
        'tenant', tenant, 'bytes', #body, 'reply_to', box, 'stream', stream, 'submitted', now_text, 'attempt', '1',
        'crashes', '0', 'queue', 'ingress')
-  call('ZADD', p .. ':ingress', score, id)
   if deadline_ms ~= '0' then
     call('HSET', key_of(id), 'deadline', now + deadline_ms)
     call('ZADD', p .. ':deadlines', now + deadline_ms, id)

@@ -1,0 +1,360 @@
+"""Redis in every kind of trouble: the queue says which, loses nothing, and goes on by itself afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from metamusesd.errors import QueueFault, QueueRefused, QueueUnavailable
+from metamusesd.queues.base import (
+    INGRESS,
+    Append,
+    Claim,
+    Fault,
+    Receipt,
+    Requeue,
+    Routed,
+    Settlement,
+    Submission,
+    Verdict,
+    Want,
+)
+from metamusesd.queues.redis_queue import RedisQueue
+from tests.contract.cutting_proxy import CuttingProxy
+from tests.contract.redis_servers import RedisServer, binary_of, end_all, free_ports, wait_until
+
+OK, LOST = Verdict.OK, Verdict.LOST
+T = TypeVar("T")
+
+
+@pytest.fixture(params=["redis6", "redis7"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    server = RedisServer(binary_of(request.param), tmp_path, options, port=free_ports(1)[0]).start()
+    yield server
+    end_all([server])
+
+
+@pytest.fixture
+async def queue(server: RedisServer) -> AsyncIterator[RedisQueue]:
+    async for queue in opened(server.url, 5.0):
+        yield queue
+
+
+async def opened(url: str, timeout_s: float) -> AsyncIterator[RedisQueue]:
+    queue = RedisQueue(url, timeout_s=timeout_s)
+    await queue.open()
+    yield queue
+    await queue.close()
+
+
+def job(id: str, **fields: object) -> Submission:
+    return Submission(id, b"{}", "d", 1, **fields)  # type: ignore[arg-type]
+
+
+async def running(queue: RedisQueue, *ids: str) -> list[Claim]:
+    """Jobs that this owner holds, from `fast`."""
+    await queue.submit([job(id) for id in ids])
+    taken = await queue.claim("h:1", "first", [Want(INGRESS, len(ids))], lease_ms=60_000)
+    moves = [Routed(claim.id, claim.token, ("fast",), b"{}") for claim in taken]
+    return await queue.claim("h:1", "second", [Want("fast", len(ids))], moves, lease_ms=60_000)
+
+
+async def trouble_of(call: Awaitable[object]) -> str:
+    with pytest.raises(QueueUnavailable) as caught:
+        await call
+    return caught.value.trouble
+
+
+async def insist(make: Callable[[], Awaitable[T]], seen: set[str] | None = None) -> T:
+    """Repeat until it is answered; `seen` gathers the troubles on the way."""
+    while True:
+        try:
+            return await make()
+        except QueueUnavailable as error:
+            if seen is not None:
+                seen.add(error.trouble)
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("over", ["unix", "tcp"])
+async def test_a_stopped_server(server: RedisServer, over: str) -> None:
+    """A server that is stopped: each call ends with QueueUnavailable. Once it goes on, it does what it was sent, late,
+    and the same call again gets the answer of one that was made once."""
+    async for queue in opened(server.url if over == "unix" else server.tcp_url, 0.25):
+
+        async def stopped(make: Callable[[], Awaitable[T]]) -> T:
+            server.signal(signal.SIGSTOP)
+            assert await trouble_of(make()) == "unreachable"
+            assert await trouble_of(make()) == "unreachable"
+            server.signal(signal.SIGCONT)
+            return await insist(make)
+
+        (a, b) = await stopped(lambda: queue.submit([job("a"), job("b")]))
+        assert isinstance(a, Receipt) and isinstance(b, Receipt)
+        taken = await stopped(lambda: queue.claim("h:1", "n1", [Want(INGRESS, 2)], lease_ms=60_000))
+        moves = [Routed(claim.id, claim.token, ("fast",), b"{}") for claim in taken]
+        first, second = await stopped(lambda: queue.claim("h:1", "n2", [Want("fast", 2)], moves, lease_ms=60_000))
+        assert (first.id, second.id, first.attempt) == ("a", "b", 1)
+        assert await stopped(lambda: queue.append([Append("a", first.token, 0, "hi", 1)])) == [OK]
+        back = Requeue("b", second.token, "again", Fault.ERROR)
+        assert await stopped(lambda: queue.requeue([back])) == [OK]
+        end = Settlement("a", first.token, "done", b"{}")
+        assert await stopped(lambda: queue.settle([end])) == [OK]
+        kinds = [event.kind for event in await queue.events("a")]
+        assert [kind for kind in kinds if kind != "queued"] == ["started", "token", "done"]
+        view = await queue.view("b")
+        assert view is not None and (view.retries, view.state) == (1, "ready")
+        (again,) = await queue.claim("h:1", "n3", [Want("fast", 9)], lease_ms=60_000)
+        assert (again.id, again.attempt) == ("b", 2)
+
+
+async def test_blocked_reads_at_a_stopped_server(server: RedisServer) -> None:
+    """A blocked read does not wait for ever for a server that is stopped."""
+    async for queue in opened(server.tcp_url, 0.25):
+        waiting = asyncio.ensure_future(queue.wait([INGRESS], 0.1))
+        reading = asyncio.ensure_future(queue.events("a", block_ms=100))
+        await queue.view("a")
+        server.signal(signal.SIGSTOP)
+        troubles = {await trouble_of(waiting), await trouble_of(reading)}
+        server.signal(signal.SIGCONT)
+        assert troubles == {"unreachable"}
+        assert await insist(lambda: queue.wait([INGRESS], 0.001)) is False
+
+
+@pytest.mark.parametrize("over", ["unix", "tcp"])
+async def test_a_half_open_connection(server: RedisServer, tmp_path: Path, over: str) -> None:
+    """Behind a relay that takes everything and passes nothing on, old and new connections time out; many calls share
+    the attempts. When it passes things on again, so does the queue."""
+    async with CuttingProxy(server.socket, tmp_path / "relay.sock") as relay:
+        async for queue in opened(relay.url if over == "unix" else relay.tcp_url, 0.25):
+            relay.swallow, before = True, relay.connections
+            for _ in range(2):
+                calls = [trouble_of(queue.submit([job(f"j{n}")])) for n in range(50)]
+                assert set(await asyncio.gather(*calls)) == {"unreachable"}
+            assert relay.connections - before <= 2
+            stranger = RedisQueue(relay.url, timeout_s=0.25)
+            assert await trouble_of(stranger.open()) == "unreachable"
+            relay.swallow = False
+            await queue.submit([job("a")])
+            await stranger.open()
+            await stranger.close()
+
+
+async def test_a_flushed_server(server: RedisServer, queue: RedisQueue) -> None:
+    """After FLUSHALL and SCRIPT FLUSH the queue is empty and says so: lost, gone, nothing. New jobs are taken."""
+    (claim,) = await running(queue, "a")
+    server.ask("FLUSHALL")
+    server.ask("SCRIPT", "FLUSH")
+    assert await queue.renew([("a", claim.token)], lease_ms=1000) == [LOST]
+    assert await queue.append([Append("a", claim.token, 0, "x", 1)]) == [LOST]
+    assert await queue.requeue([Requeue("a", claim.token, "x")]) == [LOST]
+    assert await queue.settle([Settlement("a", claim.token, "done", b"{}")]) == [LOST]
+    assert await queue.cancel("a") == "gone" and await queue.revive("a") == "gone" and await queue.drop("a") == "gone"
+    assert await queue.view("a") is None and await queue.result("a") is None and await queue.position("a") is None
+    assert await queue.events("a") == [] and await queue.hosts() == [] and await queue.dead() == []
+    assert await queue.claim("h:1", "third", [Want(INGRESS, 9), Want("fast", 9)], lease_ms=1000) == []
+    assert (await queue.reap("h:1", tiers=["fast"], takeover=True)).requeued == ()
+    (again,) = await running(queue, "a")
+    assert await queue.settle([Settlement("a", again.token, "done", b"{}")]) == [OK]
+
+
+async def test_full_memory(server: RedisServer, queue: RedisQueue) -> None:
+    """With memory full, new jobs are refused with that trouble; held ones are renewed, settled, given back, cancelled;
+    text that is refused is taken later."""
+    a, b, c, d = await running(queue, "a", "b", "c", "d")
+    server.ask("CONFIG", "SET", "maxmemory", 1)
+    assert await trouble_of(queue.submit([job("e")])) == "memory"
+    assert await queue.renew([("a", a.token)], lease_ms=60_000) == [OK]
+    assert await queue.settle([Settlement("b", b.token, "done", b"{}")]) == [OK]
+    assert await queue.requeue([Requeue("c", c.token, "x")]) == [OK]
+    assert await queue.cancel("d") == "cancelled"
+    append = Append("a", a.token, 0, "x", 1)
+    answers: set[str] = set()
+    trying = asyncio.ensure_future(insist(lambda: queue.append([append]), answers))
+    assert await queue.result("b") == b"{}"
+    server.ask("CONFIG", "SET", "maxmemory", 0)
+    assert await trying == [OK] and answers <= {"memory"}
+    assert isinstance((await queue.submit([job("e")]))[0], Receipt)
+    assert d.id == "d"
+
+
+async def test_a_replica(server: RedisServer, queue: RedisQueue) -> None:
+    """A server that becomes a replica refuses writes and lets blocked reads go; a primary again, it takes up."""
+    (claim,) = await running(queue, "a")
+    waiting = asyncio.ensure_future(queue.wait([INGRESS], 30))
+    await queue.view("a")
+    server.ask("REPLICAOF", "127.0.0.1", 1)
+    assert await trouble_of(waiting) in ("read_only", "unreachable")
+    for call in (
+        queue.submit([job("b")]),
+        queue.append([Append("a", claim.token, 0, "x", 1)]),
+        queue.settle([Settlement("a", claim.token, "done", b"{}")]),
+        queue.reap("h:1", takeover=True),
+    ):
+        assert await trouble_of(call) == "read_only"
+    server.ask("REPLICAOF", "NO", "ONE")
+    assert await queue.settle([Settlement("a", claim.token, "done", b"{}")]) == [OK]
+
+
+async def test_too_few_replicas(server: RedisServer, queue: RedisQueue) -> None:
+    """A primary that has lost the replicas which it is to have is busy, and nothing else."""
+    server.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+    assert await trouble_of(queue.submit([job("a")])) == "busy"
+    server.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+    assert isinstance((await queue.submit([job("a")]))[0], Receipt)
+
+
+async def test_a_busy_server(server: RedisServer, queue: RedisQueue) -> None:
+    """While somebody else's script holds the server, the queue is busy; a new connection hears the same."""
+    await queue.submit([job("a")])
+    server.ask("CONFIG", "SET", "lua-time-limit", 10)
+    blocked = asyncio.get_running_loop().run_in_executor(None, server.ask, "EVAL", "while true do end", 0)
+    late = RedisQueue(server.url)
+    seen: set[str] = set()
+    while "busy" not in seen:
+        await asyncio.sleep(0.01)
+        try:
+            await queue.submit([job("b")])
+        except QueueUnavailable as error:
+            seen.add(error.trouble)
+    assert await trouble_of(late.open()) == "busy"
+    assert b"OK" in server.ask("SCRIPT", "KILL")
+    await blocked
+    assert isinstance((await queue.submit([job("c")]))[0], Receipt)
+    assert seen == {"busy"}
+    await late.close()
+
+
+async def test_a_loading_server(server: RedisServer, queue: RedisQueue) -> None:
+    """A server that reads its file is loading, for old and new connections, until it serves; then all jobs are there."""
+    (claim,) = await running(queue, "a")
+    server.ask("EVAL", "for i=1,600 do redis.call('SET', 'x'..i, string.rep('y', 20000)) end", 0)
+    server.ask("CONFIG", "SET", "rdbcompression", "no")
+    server.ask("BGREWRITEAOF")
+    wait_until(lambda: b"aof_rewrite_in_progress:0" in server.ask("INFO", "persistence"), "the rewrite")
+    server.stop()
+    server.options += ("--key-load-delay", "1000")  # µs; it looks at its clients every two megabytes
+    server.start(wait=False)
+    seen: set[str] = set()
+    assert await insist(lambda: queue.append([Append("a", claim.token, 0, "x", 1)]), seen) == [OK]
+    assert "loading" in seen and seen <= {"loading", "unreachable"}
+
+
+async def test_a_failed_snapshot(server: RedisServer, queue: RedisQueue) -> None:
+    """A server that could not write its snapshot takes nothing, for trouble of its disk, until it can."""
+    (claim,) = await running(queue, "a")
+    server.ask("CONFIG", "SET", "save", "3600 1000000")
+    obstacle = server.folder / "dump.rdb"
+    obstacle.mkdir()
+    server.ask("BGSAVE")
+    wait_until(lambda: b"rdb_last_bgsave_status:err" in server.ask("INFO", "persistence"), "the failure")
+    assert await trouble_of(queue.submit([job("b")])) == "disk"
+    assert await trouble_of(queue.settle([Settlement("a", claim.token, "done", b"{}")])) == "disk"
+    obstacle.rmdir()
+    server.ask("BGSAVE")
+    assert await insist(lambda: queue.settle([Settlement("a", claim.token, "done", b"{}")])) == [OK]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = os.geteuid() == 0 and not subprocess.call(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], stderr=subprocess.DEVNULL
+    )
+    if not mounted:
+        pytest.skip("a full disk needs the right to mount one")
+    yield disk
+    subprocess.check_call(["umount", str(disk)])
+
+
+@pytest.mark.parametrize("kind", ["redis6", "redis7"])
+async def test_a_full_disk(kind: str, small_disk: Path) -> None:
+    """With appendfsync everysec a full disk refuses new jobs; every job accepted before is there when there is room."""
+    options = ("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")
+    server = RedisServer(binary_of(kind), small_disk, options)
+    server.start()
+    accepted: list[str] = []
+    try:
+        async for queue in opened(server.url, 5.0):
+            ballast = small_disk / "ballast"
+            ballast.write_bytes(b"x" * 600_000)
+            trouble = ""
+            while not trouble:
+                assert len(accepted) < 1000, "the disk never fills"
+                id = f"j{len(accepted)}"
+                try:
+                    await queue.submit([Submission(id, b"x" * 4000, "d", 1)])
+                    accepted.append(id)
+                except QueueUnavailable as error:
+                    trouble = error.trouble
+            assert trouble == "disk"
+            ballast.unlink()
+            await insist(lambda: queue.submit([job("later")]))
+            server.stop()
+            server.start()
+            for id in accepted:
+                assert await queue.view(id) is not None
+    finally:
+        end_all([server])
+
+
+async def test_permissions(server: RedisServer, queue: RedisQueue) -> None:
+    """What the server's ACL denies at run time is trouble that passes; at the opening it is a refusal."""
+    allowed = ("ACL", "SETUSER", "muse", "reset", "on", ">secret", "~*", "&*", "+@all")
+    server.ask(*allowed)
+    async for guest in opened(server.url.replace("unix://", "unix://muse:secret@"), 5.0):
+        (claim,) = await running(guest, "a")
+        submitted = set()
+        for taken in ("-evalsha", "-hset", "-zadd"):
+            server.ask("ACL", "SETUSER", "muse", taken)
+            assert await trouble_of(guest.submit([job(f"b{taken}")])) == "denied"
+            server.ask(*allowed)
+            submitted |= {answer.id for answer in await guest.submit([job(f"b{taken}")]) if isinstance(answer, Receipt)}
+        assert {each.id for each in await guest.claim("h:1", "n", [Want(INGRESS, 9)], lease_ms=9000)} == submitted
+        assert len(submitted) == 3
+        server.ask("ACL", "DELUSER", "muse")
+        assert await trouble_of(guest.append([Append("a", claim.token)])) == "denied"
+        assert await trouble_of(guest.wait([INGRESS], 1)) == "denied"
+        with pytest.raises(QueueRefused, match=r"redis\.url"):
+            await guest.open()
+        server.ask(*allowed)
+        assert await guest.append([Append("a", claim.token)]) == [OK]
+
+
+async def test_another_policy_after_a_restart(server: RedisServer, queue: RedisQueue) -> None:
+    """A server that comes back with eviction is not used, and not a reason to exit, until it is set right."""
+    (claim,) = await running(queue, "a")
+    server.stop()
+    right, server.options = server.options, (*server.options, "--maxmemory-policy", "allkeys-lru")
+    server.start()
+    assert await trouble_of(queue.append([Append("a", claim.token)])) == "policy"
+    with pytest.raises(QueueRefused, match="noeviction"):
+        await queue.open()
+    server.stop()
+    server.options = right
+    server.start()
+    assert await queue.append([Append("a", claim.token)]) == [OK]
+
+
+async def test_keys_of_a_wrong_type(server: RedisServer, queue: RedisQueue) -> None:
+    """A key that somebody else wrote is a fault of the queue, not of the connection; without it all goes on."""
+    server.ask("SET", "{metamuse}:ingress", "mine")
+    with pytest.raises(QueueFault):
+        await queue.claim("h:1", "n1", [Want(INGRESS, 1)], lease_ms=1000)
+    with pytest.raises(QueueFault):
+        await queue.submit([job("a")])
+    with pytest.raises(QueueFault):
+        await queue.events("a", after="yesterday")
+    server.ask("DEL", "{metamuse}:ingress")
+    assert all(isinstance(answer, Receipt) for answer in await queue.submit([job("a"), job("b")]))
+    assert [claim.id for claim in await queue.claim("h:1", "n2", [Want(INGRESS, 9)], lease_ms=1000)] == ["a", "b"]
