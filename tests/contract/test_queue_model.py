@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from metamusesd.queues.base import (
     INGRESS,
     Append,
     Claim,
+    ClassLimits,
     Fault,
     JobEvent,
     JobView,
@@ -30,9 +32,17 @@ from metamusesd.queues.base import (
 from metamusesd.queues.memory import MemoryQueue
 from metamusesd.queues.redis_queue import RedisQueue
 
-LIMITS = Limits(max_jobs=5, max_tenant_jobs=3, max_crashes=2)
+HOUR_MS = 3_600_000
+CLASSES = (
+    ClassLimits(max_queue_size=3, max_wait_ms=HOUR_MS),
+    ClassLimits(max_wait_ms=HOUR_MS, timeout_ms=5 * HOUR_MS),
+    ClassLimits(max_wait_ms=2 * HOUR_MS, timeout_ms=5 * HOUR_MS, timeout_action="delay"),
+    ClassLimits(),
+)
+LIMITS = Limits(max_jobs=5, max_tenant_jobs=3, max_crashes=2, classes=CLASSES)
 LEASE_MS = 600_000
 IDS, TIERS, OWNERS = "abcdefg", ("fast", "heavy"), ("h:1", "h:2", "g:1")
+START_MS = time.time_ns() // 1_000_000
 _runs = itertools.count()
 
 ids, flags, priorities = st.sampled_from(IDS), st.booleans(), st.integers(0, 3)
@@ -52,6 +62,8 @@ calls = st.one_of(
     st.tuples(st.just("cancel"), ids),
     st.tuples(st.sampled_from(["revive", "drop", "position"]), ids),
     st.tuples(st.just("reap"), st.sampled_from(OWNERS), flags),
+    st.tuples(st.just("age"), ids, st.sampled_from([2, 4, 6])),
+    st.tuples(st.just("turn"), st.sampled_from([INGRESS, *TIERS]), st.integers(0, 7)),
     st.tuples(st.just("wait"), st.sampled_from([INGRESS, *TIERS])),
 )
 
@@ -67,7 +79,7 @@ def plain(answer: object) -> object:
     if isinstance(answer, JobView):
         return replace(answer, submitted_ms=0, ended_ms=min(answer.ended_ms, 1))
     if isinstance(answer, JobEvent):
-        same_words = repr(decode_result(answer.data)).encode() if answer.kind in ("cancelled", "dead") else answer.data
+        same_words = repr(decode_result(answer.data)).encode() if b'"error"' in answer.data else answer.data
         return replace(answer, cursor="", data=same_words)
     return answer
 
@@ -76,7 +88,7 @@ class Replay:
     """Makes the calls of one history on one queue; tokens are named by age: both queues get the same calls."""
 
     def __init__(self, queue: Queue) -> None:
-        self.queue, self.given, self.nonces = queue, [("none", "n:1")], 0
+        self.queue, self.given, self.nonces, self.aged = queue, [("none", "n:1")], 0, 0
 
     def token(self, age: int) -> tuple[str, str]:
         return self.given[-1 - age % len(self.given)]
@@ -128,8 +140,25 @@ class Replay:
         return await self.queue.position(id)
 
     async def _reap(self, owner: str, takeover: bool) -> object:
-        reaped = await self.queue.reap(owner, takeover=takeover)
+        reaped = await self.queue.reap(owner, tiers=TIERS, takeover=takeover)
         return replace(reaped, requeued=tuple(sorted(reaped.requeued)))
+
+    async def _age(self, id: str, hours: int) -> None:
+        """The job was submitted earlier; never two at the same time."""
+        self.aged += 1
+        submitted_ms = START_MS - hours * HOUR_MS + self.aged
+        if isinstance(self.queue, RedisQueue):
+            ask, key = self.queue._door.ask, f"{self.queue.prefix}:job:{id}"
+            if await ask("EXISTS", key):
+                await ask("HSET", key, "submitted", submitted_ms)
+        elif job := self.queue._store.get(id):  # type: ignore[attr-defined]
+            job.submitted_ms = submitted_ms
+
+    async def _turn(self, queue: str, turn: int) -> None:
+        if isinstance(self.queue, RedisQueue):
+            await self.queue._door.ask("HSET", f"{self.queue.prefix}:turns", queue, turn)
+        else:
+            self.queue._store.turns[queue] = turn  # type: ignore[attr-defined]
 
     async def _wait(self, queue: str) -> object:
         """Whether a wait would end at once, and if so, end it. (A wait in vain costs Redis 100 ms.)"""
