@@ -23,7 +23,6 @@ from metamusesd.supervisor.slot import Slot
 LOOK_S = 1.0
 PAUSE_S, PAUSE_MOST_S = 60.0, 3600.0
 SOON = 4  # a worker that lasts fewer pauses than this doubles its pause
-FRESH_S = 5.0  # so soon after it was ready it holds its model and nothing else
 GRACE_S = 5.0  # beyond drain_s, for the dispatcher's answer
 MIB = 1 << 20
 
@@ -59,11 +58,14 @@ class Recycling:
         for slot in self._workers:
             if slot.retire_s and now_s >= slot.retire_s:
                 self._end(slot, "its jobs did not end in time")
+        for slot in self._workers:
+            if slot.status is SlotStatus.READY and not slot.private_bytes:
+                self._measure_fresh(slot, now_s)
         if now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
         for slot in self._workers:
-            if slot.pid:
+            if slot.status is SlotStatus.READY:
                 slot.private_bytes = private_bytes(slot.pid)
             if self._too_large(slot, now_s):
                 self._retire(slot, now_s)
@@ -79,6 +81,15 @@ class Recycling:
         if worker.retire_s:
             self._end(worker, "it has lost its dispatcher")
 
+    def _measure_fresh(self, slot: Slot, now_s: float) -> None:
+        """The turn in which it became ready: it holds its model and nothing else."""
+        slot.private_bytes = private_bytes(slot.pid)
+        record = self._records.get(slot.name, Record())
+        if self._limit(slot) and slot.private_bytes > self._limit(slot):
+            if not record.warned:
+                self._log.warning("over recycle_mb right after loading", child=slot.name, **self._sizes(slot))
+            self._records[slot.name] = replace(record, warned=True, last_s=max(record.last_s, now_s))
+
     def _too_large(self, slot: Slot, now_s: float) -> bool:
         """Only a worker that is linked; and none while another of its tier is away."""
         limit = self._limit(slot)
@@ -87,9 +98,6 @@ class Recycling:
         if slot.private_bytes <= limit:
             return False
         record = self._records.get(slot.name, Record())
-        if now_s - slot.ready_s < FRESH_S and not record.warned:
-            self._log.warning("over recycle_mb right after loading", child=slot.name, **self._sizes(slot))
-            record = self._records[slot.name] = replace(record, warned=True, last_s=now_s)
         siblings = [other for other in self._workers if other is not slot and _tier(other) == _tier(slot)]
         present = (SlotStatus.READY, SlotStatus.FAILED)
         return record.may(now_s) and all(other.status in present and not other.recycling for other in siblings)

@@ -24,9 +24,10 @@ from metamusesd.supervisor import supervisor
 given = json.loads(sys.argv[1])
 loaded = config.load(environ={}, overrides=given)
 log.configure("info", "json")
-kids = {"dispatcher_entry": "tests.process.kid_dispatcher", "worker_entry": "tests.process.kid_worker"}
-sys.exit(supervisor.run(loaded, **kids))
+sys.exit(supervisor.run(loaded, **json.loads(sys.argv[2])))
 """
+KIDS = {"dispatcher_entry": "tests.process.kid_dispatcher", "worker_entry": "tests.process.kid_worker"}
+REAL_WORKERS = {"dispatcher_entry": "tests.process.kid_feeder", "worker_entry": "metamusesd.worker.boot"}
 T = TypeVar("T")
 
 
@@ -43,6 +44,8 @@ def until(look: Callable[[], T | bool | None], what: str = "") -> T:
 class Daemon:
     """One supervisor. Use it as a context manager: nothing is left behind."""
 
+    kids = KIDS
+
     def __init__(self, directory: Path, environ: dict[str, str] | None = None, **overrides: object) -> None:
         self.directory = directory
         self.directory.mkdir(exist_ok=True)
@@ -56,7 +59,7 @@ class Daemon:
         self.log = (directory / "log").open("ab")
 
     def start(self) -> Daemon:
-        command = [sys.executable, "-c", RUN, json.dumps(self.overrides)]
+        command = [sys.executable, "-c", RUN, json.dumps(self.overrides), json.dumps(self.kids)]
         self.process = subprocess.Popen(command, env=self.environ, stderr=self.log, stdout=self.log, cwd=ROOT)
         return self
 
@@ -142,6 +145,26 @@ class Daemon:
         status = self.status()
         everybody = [status["redis"], status["dispatcher"], *status["workers"]]
         return {child["name"]: child["pid"] for child in everybody if child.get("pid")}
+
+
+class Feeder(Daemon):
+    """With real echo workers, and a dispatcher that gives them what `order` says."""
+
+    kids = REAL_WORKERS
+
+    def order(self, row: int, *queries: str) -> None:
+        """Jobs for the worker of this row, at once."""
+        draft = self.directory / f"draft-{row}"
+        draft.write_text("".join(f"{query}\n" for query in queries))
+        draft.replace(self.directory / f"orders-{row}")
+
+    def tokens(self, row: int = 0) -> int:
+        """How many have come from this worker."""
+        return sum(note["row"] == row for note in self.notes("dispatcher", "token"))
+
+    def unlinked(self) -> dict[str, Any]:
+        """The first worker's death that the dispatcher was told of."""
+        return until(lambda: self.notes("dispatcher", "unlink"), "unlink")[0]
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def test_the_supervisor_imports_nothing_heavy():
 
 
 def test_a_child_is_born_clean(tmp_path):
-    """A child has its control end and the file for its stacks and nothing else open, default signals, its own group, its cores."""
+    """Only its control end and the file for its stacks are open; default signals, its own group, its cores."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(tmp_path / "notify"))
     core = min(os.sched_getaffinity(0))

@@ -58,7 +58,7 @@ def _worker(row: int) -> Slot:
     slot = Slot(ChildSpec(spec.name, Kind.WORKER, row=row, worker=spec))
     slot.started(10**8 + row, None)
     slot.ready()
-    slot.epoch, slot.ready_s = row + 1, 0.0
+    slot.epoch = row + 1
     return slot
 
 
@@ -74,6 +74,7 @@ def test_only_who_is_too_large_is_retired_and_ends_when_its_jobs_have(family):
     """The dispatcher is told once; its answer for another epoch is nothing; the right one ends the worker."""
     first = family.workers[0]
     assert family.turn() == []
+    assert first.private_bytes == SMALL
     family.sizes[first.pid] = LARGE
     assert family.turn() == [0]
     assert family.turn() == []
@@ -86,6 +87,7 @@ def test_only_who_is_too_large_is_retired_and_ends_when_its_jobs_have(family):
 
 def test_jobs_that_do_not_end_are_not_waited_for_for_ever(family):
     """After drain_s and a little it ends all the same."""
+    family.turn()
     family.sizes[family.workers[0].pid] = LARGE
     family.turn()
     family.turn(family.drain_s)
@@ -96,6 +98,7 @@ def test_jobs_that_do_not_end_are_not_waited_for_for_ever(family):
 
 def test_one_of_a_tier_at_a_time(family):
     """The second one waits until the first is back."""
+    family.turn()
     for worker in family.workers:
         family.sizes[worker.pid] = LARGE
     assert family.turn() == [0]
@@ -107,6 +110,7 @@ def test_one_of_a_tier_at_a_time(family):
 
 def test_without_its_dispatcher_it_ends_at_once(family):
     """The pipe is gone and its jobs with it."""
+    family.turn()
     family.sizes[family.workers[0].pid] = LARGE
     family.turn()
     family.recycling.parted(family.workers[0])
@@ -118,11 +122,11 @@ def test_a_model_that_is_too_large_when_fresh_is_not_recycled_in_a_loop(family):
     """Over the limit right after loading: left alone for a pause that doubles."""
     first = family.workers[0]
     family.sizes[first.pid] = LARGE
-    first.ready_s = family.now_s
     assert family.turn() == []
     assert family.turn(PAUSE_S - 5) == []
     assert family.turn(10) == [0]
-    first.recycling, first.retire_s, first.ready_s = False, 0.0, family.now_s
+    first.recycling, first.retire_s, first.private_bytes = False, 0.0, 0
+    assert family.turn(2) == []
     assert family.turn(PAUSE_S + 5) == []
     assert family.turn(PAUSE_S) == [0]
 
