@@ -1,4 +1,4 @@
-"""A real dispatcher and real workers: fenced when it was stopped, poison and its neighbours, foreign keys, retirement."""
+"""A real dispatcher and real workers: fenced after a stop, poison and its neighbours, cut replies, retirement."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from metamusesd import control
 from metamusesd.client import Client
 from metamusesd.queues.base import JobEvent
 from metamusesd.queues.redis_queue import RedisQueue
+from tests.contract.cutting_proxy import Cut, CuttingProxy
 from tests.process.dispatcher_rig import RedisServer, Rig
 
 ENDS = ("done", "failed", "cancelled", "expired", "dead")
@@ -187,6 +188,28 @@ async def test_a_foreign_key_stops_one_job_at_most(redis: RedisServer, key: str)
         assert not rig.dispatcher.gone()
     finally:
         rig.close()
+
+
+@pytest.mark.parametrize("cut", list(Cut))
+async def test_no_claim_is_orphaned(redis: RedisServer, cut: Cut) -> None:
+    """Connections are cut around every claim: each job is done in its first attempt, long before a lease could end.
+
+    A claim that got no answer is repeated with its nonce and brings the same jobs, so nothing is held that nobody knows.
+    """
+    async with CuttingProxy(redis.socket, redis.directory / "proxy.sock") as proxy, Client(redis.url) as client:
+        rig = await asyncio.to_thread(Rig, proxy.url, lease_s=600.0)
+        try:
+            await client.execute({"user_query": "all is up"}, 10)
+            for count in (1, 2, 3, 4, 5, 6):
+                ids = [(await client.submit({"user_query": f"{n} of {count}"})).id for n in range(count)]
+                proxy.cut_next(*[cut] * count)
+                results = await asyncio.gather(*(client.wait(id, 20) for id in ids))
+                assert [(result.state, result.attempt) for result in results] == [("done", 1)] * count
+            assert proxy.cut > 6
+            with stock.Redis(unix_socket_path=str(redis.socket)) as plain:
+                assert plain.zcard("{metamuse}:leases") == 0
+        finally:
+            rig.close()
 
 
 async def test_a_worker_retires(redis: RedisServer) -> None:
