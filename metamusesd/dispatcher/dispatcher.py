@@ -18,6 +18,7 @@ from metamusesd.board import Board
 from metamusesd.dispatcher.alone import Alone
 from metamusesd.dispatcher.endings import Retries, conclude, refusal
 from metamusesd.dispatcher.fleet import Fleet
+from metamusesd.dispatcher.inquiry import Inquiry
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.links import Hooks, Link
 from metamusesd.dispatcher.outbox import Outbox
@@ -25,7 +26,7 @@ from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
-from metamusesd.errors import ContextOverflow, MetamusesdError
+from metamusesd.errors import ContextOverflow, MetamusesdError, UnknownTier
 from metamusesd.job import encode_route, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Verdict, Want
@@ -47,6 +48,7 @@ class Dispatcher:
         self.ledger = Ledger(board, log)
         self.outbox = Outbox(queue, self.overruled, self.ledger.redis, self.ledger.given_up)
         self.outlook = Outlook(owner, tiers)
+        self.inquiry = Inquiry(queue, self.outlook.hosts, self._look_again)
         self.pump = Pump(
             queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis, self.outlook.heard,
             self.outlook.hosts.shared,
@@ -98,23 +100,37 @@ class Dispatcher:
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
-    def analyse(self, claim: Claim) -> None:
-        """Stage 3: name the tiers that may serve it; what nobody can serve, or not in time, ends here."""
+    def analyse(self, claim: Claim, *, again: bool = False) -> None:
+        """Stage 3: name the tiers that may serve it; what nobody can serve, or not in time, ends here. `again`: who
+        lives was just asked because of it."""
         started_ns = time.monotonic_ns()
         try:
             request = parse_request(claim.body)
             routing = route(request, self._large_enough(claim.id))
             self.outlook.check(claim, request, routing.tiers)
+        except UnknownTier as error:
+            if again:
+                self._refuse(claim, error)
+            else:
+                self.inquiry.put(claim)
+            return
         except Exception as error:  # a bug of ours must not end the dispatcher, to meet the next one with the same job
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
-            self.outbox.put(refusal(claim, known))
-            self.ledger.refused(claim, known)
+            self._refuse(claim, known)
             return
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()
         self._route_ms[claim.id] = (time.monotonic_ns() - started_ns) / 1e6
         self.outlook.forwarded(claim, routing.tiers)
         self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing)))
+
+    def _refuse(self, claim: Claim, error: MetamusesdError) -> None:
+        self.outbox.put(refusal(claim, error))
+        self.ledger.refused(claim, error)
+
+    def _look_again(self, claim: Claim) -> None:
+        self.analyse(claim, again=True)
+        self.pump.wake()
 
     def hold(self, claim: Claim) -> Run:
         """From here on its lease is renewed."""

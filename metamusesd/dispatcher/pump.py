@@ -67,7 +67,7 @@ class Pump:
             self._woken.set()
 
     def forward(self, routed: Routed) -> None:
-        """An analysed job: into its tiers' queues with the next call. Only `take` may call it, inside a round."""
+        """An analysed job: into its tiers' queues with the next call. Outside of `take`, `wake` must follow."""
         self._routed.append(routed)
 
     def stop(self) -> None:

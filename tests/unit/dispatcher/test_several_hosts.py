@@ -53,13 +53,13 @@ async def test_a_tier_of_another_host(hosts: tuple[Stage, Stage]) -> None:
     """A job that forces a tier or a model of the other host is routed by whoever claims it, and served there."""
     here, there = hosts
     there.tasks[1].cancel()  # it does not see ingress any more
-    there.dispatcher.pump._wants = list  # type: ignore[method-assign]
+    there.dispatcher.pump._wants = list
     worker = await there.worker(tier="heavy")
     by_tier = await here.submit(b'{"user_query":"hi","tier":"heavy"}')
     by_model = await here.submit(b'{"user_query":"hi","model":"h"}')
     await here.state(by_tier, "ready")
     await here.state(by_model, "ready")
-    there.dispatcher.pump._wants = there.dispatcher.fleet.wants  # type: ignore[method-assign]
+    there.dispatcher.pump._wants = there.dispatcher.fleet.wants
     there.dispatcher.pump.wake()
     await answer(worker, 2)
     assert [(await here.ended(id)).state for id in (by_tier, by_model)] == ["done", "done"]
@@ -71,11 +71,26 @@ async def test_what_no_live_host_serves(hosts: tuple[Stage, Stage]) -> None:
     await there.close()
     id = await here.submit(b'{"user_query":"hi","tier":"code"}')
     assert (await here.ended(id)).error["code"] == "unknown_tier"  # type: ignore[index]
-    here.dispatcher.outlook.hosts.update([])
+    await here.queue.announce(Host("there:1", {"heavy": Service("h")}), 0.001)
+    async with asyncio.timeout(5):
+        while len(await here.queue.hosts()) > 1:
+            await asyncio.sleep(0.001)
     id = await here.submit(b'{"user_query":"hi","tier":"heavy"}')
     assert (await here.ended(id)).error["code"] == "unknown_tier"  # type: ignore[index]
     id = await here.submit(b'{"user_query":"hi","tier":"fast"}')
     await here.state(id, "ready")
+
+
+async def test_a_host_that_has_just_come() -> None:
+    """A tier that nobody served at the last survey is asked for once more, and routed to a host that has come since."""
+    stage = Stage(tiers=[FAST])
+    ids = [await stage.submit(b'{"user_query":"hi","tier":"heavy"}')]
+    assert (await stage.ended(ids[0])).error["code"] == "unknown_tier"  # type: ignore[index]
+    await stage.queue.announce(Host("there:1", {"heavy": Service("h")}), 30.0)
+    ids = [await stage.submit(b'{"user_query":"hi","tier":"heavy"}') for _ in range(3)]
+    for id in ids:
+        await stage.state(id, "ready")
+    await stage.close()
 
 
 def test_a_model_that_only_some_hosts_have() -> None:
