@@ -143,6 +143,24 @@ def test_cancel_frees_the_slot(engine: Any) -> None:
     assert handles[1] not in run.ends
 
 
+def test_cancel_in_the_middle_of_a_prompt(engine: Any) -> None:
+    """A long prompt is cancelled between two chunks: its slot is free for the next one, which is computed at once."""
+    run = Run(engine)
+    long = " ".join(f"word number {number}" for number in range(180))
+    handles = [run.admit(f"{long} {place}") for place in range(4)]
+    run.step()
+    computing = [handle for handle in handles if not run.texts[handle]]
+    assert engine.statistics().queued_prompt_tokens > 0
+    for handle in computing[1:]:
+        assert engine.cancel(handle)
+    waiting = engine.statistics().queued_prompt_tokens
+    newcomer = run.admit("Say hello.", priority=Priority.HIGH)
+    while not run.texts[newcomer] and newcomer not in run.ends:
+        run.step()
+    assert engine.statistics().queued_prompt_tokens <= waiting
+    assert not any(handle in run.ends for handle in computing[1:])
+
+
 def test_stop_string_across_tokens(engine: Any) -> None:
     """A stop string that two tokens share ends the answer before it."""
     full = answer(engine, "List the days of the week.", params={"max_tokens": 24, "ignore_eos": True})

@@ -194,7 +194,7 @@ async def test_a_foreign_key_stops_one_job_at_most(redis: RedisServer, key: str)
 async def test_no_claim_is_orphaned(redis: RedisServer, cut: Cut) -> None:
     """Connections are cut around every claim: each job is done in its first attempt, long before a lease could end.
 
-    A claim that got no answer is repeated with its nonce and brings the same jobs, so nothing is held that nobody knows.
+    A claim without an answer is repeated with its nonce and brings the same jobs: nothing is held that nobody knows.
     """
     async with CuttingProxy(redis.socket, redis.directory / "proxy.sock") as proxy, Client(redis.url) as client:
         rig = await asyncio.to_thread(Rig, proxy.url, lease_s=600.0)
