@@ -20,7 +20,7 @@
 --      included.
 -- Inside a class only its head is looked at, which has waited longest; a turn costs two commands a class with a limit.
 
-local HEAD, SKIPS, TURNS = 8, 200, 8 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
+local HEAD, SKIPS = 8, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
                 'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}

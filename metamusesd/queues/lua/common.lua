@@ -7,7 +7,7 @@
 --
 --   p:ingress, p:ready:<tier>   zset    id → score = (3 - priority)·2^44 + sequence
 --   p:leases                    zset    id → lease end        p:deadlines, p:delayed   zset    id → due time
---   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, ended
+--   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, ended, evidence, told
 --   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
 --   p:live                      zset    id → sequence: the jobs that are not terminal
@@ -18,6 +18,7 @@
 --   p:limits                    hash    what configure wrote, and drain_milli_hz: jobs started per 1000 s, by all hosts
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
+--   p:pushed:<tier>             string  somebody has pushed   p:dropped:<id>           string  a drop to repeat
 --   p:seq, p:protocol  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
 --
 -- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'. What goes to
@@ -262,8 +263,8 @@ end
 local function own_idem_key(id, job)
   if job.idem == '' then return nil end
   local key = p .. ':idem:' .. job.tenant .. ':' .. job.idem
-  local value = call('GET', key)
-  return value and string.match(value, '^%S* (.*)$') == id and key or nil
+  local value = redis.pcall('GET', key)
+  return type(value) == 'string' and string.match(value, '^%S* (.*)$') == id and key or nil
 end
 
 local TURNS = 8 -- one in so many claims is a turn of the aged, see claim.lua

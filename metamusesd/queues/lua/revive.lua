@@ -13,7 +13,7 @@ local id, job = ARGV[1], read(ARGV[1])
 
 -- The stream without its end.
 local function reopen(events)
-  local last = call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  local last = redis.pcall('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
   if last and last[2][2] == 'dead' then call('XDEL', events, last[1]) end
   call('PERSIST', events)
 end
