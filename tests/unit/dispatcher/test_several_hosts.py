@@ -75,6 +75,7 @@ async def test_what_no_live_host_serves(hosts: tuple[Stage, Stage]) -> None:
     async with asyncio.timeout(5):
         while len(await here.queue.hosts()) > 1:
             await asyncio.sleep(0.001)
+    here.dispatcher.outlook.surveyed([], await here.queue.hosts())
     id = await here.submit(b'{"user_query":"hi","tier":"heavy"}')
     assert (await here.ended(id)).error["code"] == "unknown_tier"  # type: ignore[index]
     id = await here.submit(b'{"user_query":"hi","tier":"fast"}')
