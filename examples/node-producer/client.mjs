@@ -1,6 +1,6 @@
 // A producer for metamusesd: submit, follow and cancel jobs, written from docs/redis-protocol.md with a stock client.
 //
-//   const producer = await new Producer({ socket: '/var/lib/metamusesd/redis.sock' }).open()
+//   const producer = await new Producer({ socket: '…/run/redis.sock' }).open()
 //   const { id } = await producer.submit({ user_query: 'What is a muse?' }, { priority: 'high' })
 //   for await (const event of producer.follow(id)) if (event.kind === 'token') process.stdout.write(event.text)
 //   await producer.close()

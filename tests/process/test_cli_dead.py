@@ -1,0 +1,87 @@
+"""`metamusesd dead` and the place of a waiting job, against a whole daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.process.daemon_rig import Daemon, running
+
+PATIENCE_S = 40.0
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    made = Daemon()
+    yield made
+    made.close()
+
+
+def cli(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "metamusesd", *words, "--config", str(daemon.config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def test_the_quarantine_from_end_to_end(daemon: Daemon) -> None:
+    """A poison job is listed with its reason, shown with the evidence of every crash, retried, and forgotten."""
+    assert cli(daemon, "dead", "list").stdout == "no job is quarantined\n"
+    poison = cli(daemon, "submit", "poison !crash", "--id", "poison-1", "--priority", "high")
+    assert poison.returncode == 5 and "dead: " in poison.stderr
+
+    listed = cli(daemon, "dead", "list").stdout
+    assert "poison-1" in listed and "high" in listed and "fast" in listed
+    (told,) = json.loads(cli(daemon, "dead", "list", "--json").stdout)
+    assert told["crashes"] == len(told["evidence"]) == 3
+    assert all("SIGABRT" in crash["how"] and crash["worker"].startswith("fast-") for crash in told["evidence"])
+
+    shown = cli(daemon, "dead", "show", "poison-1")
+    assert shown.returncode == 0
+    for part in ("poison-1  dead · class high", "crash 3", "SIGABRT", "phase", "prompt: poison !crash"):
+        assert part in shown.stdout, shown.stdout
+    assert json.loads(cli(daemon, "dead", "show", "poison-1", "--json").stdout)["request"]["user_query"]
+
+    assert cli(daemon, "dead", "retry", "poison-1").stdout == "poison-1  queued\n"
+    assert cli(daemon, "watch", "poison-1").returncode == 5
+    assert cli(daemon, "dead", "drop", "poison-1").stdout == "poison-1  dropped\n"
+    assert cli(daemon, "dead", "list", "--json").stdout == "[]\n"
+    gone = cli(daemon, "dead", "show", "poison-1")
+    assert gone.returncode == 66 and "gone" in gone.stderr
+
+
+def test_what_is_not_dead_is_left_alone(daemon: Daemon) -> None:
+    """retry and drop of a job that is done: its state, and exit 65; of one that is not there: 66."""
+    assert cli(daemon, "submit", "fine", "--id", "fine-1").stdout == "fine\n"
+    for action in ("retry", "drop"):
+        done = cli(daemon, "dead", action, "fine-1")
+        assert (done.returncode, done.stdout) == (65, "fine-1  done: not in the quarantine, left as it is\n")
+        assert cli(daemon, "dead", action, "nobody").returncode == 66
+    assert cli(daemon, "watch", "fine-1").stdout == "fine\n"
+
+
+async def test_a_waiting_job_says_its_place(daemon: Daemon) -> None:
+    """All slots are taken: `submit` says on standard error where its job stands; with --json it says nothing."""
+    long = {"user_query": "one two !tokens=20000 !delay=20ms"}
+    async with daemon.client() as client:
+        ids = [(await client.submit(long | {"id": f"w{n}"}, watch=False)).id for n in range(40)]
+        await running(client, ids, 16)
+        plain, silent = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "metamusesd", "submit", "at last", *more, "--config", str(daemon.config),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for more in ([], ["--json"])
+        ]  # fmt: skip
+        assert plain.stderr is not None and silent.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            line = (await plain.stderr.readline()).decode()
+            assert line.startswith("waiting ") and " ahead" in line
+            await asyncio.gather(*(client.cancel(id) for id in ids))
+            out, _ = await plain.communicate()
+            quiet_out, quiet_err = await silent.communicate()
+    assert (plain.returncode, out) == (0, b"at last\n")
+    assert json.loads(quiet_out)["content"] == "at last" and quiet_err == b""
