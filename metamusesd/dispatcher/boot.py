@@ -27,7 +27,7 @@ from metamusesd.log import get_logger
 from metamusesd.queues.base import Queue
 from metamusesd.queues.limits import limits_of
 
-CONFIGURE_S = 30.0
+CONFIGURE_S = 5.0
 
 
 def main(birth: Birth) -> int:

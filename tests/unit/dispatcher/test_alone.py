@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from metamusesd.dispatcher import alone
+from metamusesd.metrics import MetricsPage
 from metamusesd.queues.base import Fault, Requeue, Verdict
 from metamusesd.wire import Finished, Frame
 from tests.unit.dispatcher.stage import PlayedWorker, Stage
@@ -109,6 +110,18 @@ async def test_a_deadline_passes_while_it_waits(stage: Stage) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_drain_while_it_waits(stage: Stage) -> None:
+    """Given back at once, unburnt, though its turn never came."""
+    first, second = await crash_twice(stage, 2)
+    worker = await stage.worker()
+    assert [order.id for order in await worker.orders()] == [first]
+    await stage.dispatcher.drain(0.0)
+    for id in (first, second):
+        view = await stage.queue.view(id)
+        assert view is not None
+        assert (view.state, view.attempt, view.crashes, view.reason) == ("ready", 3, 2, "drain")
+
+
 async def test_its_worker_dies_while_it_waits(stage: Stage) -> None:
     """The worker that was being emptied dies under its others: the one that waited pays nothing and takes the next."""
     [poison] = await crash_twice(stage, 1)
@@ -186,6 +199,26 @@ async def test_who_never_came_in_pays_nothing(stage: Stage) -> None:
     await stage.die(worker)
     await stage.state(inside, "ready")
     assert {back.id: back.fault for back in outcomes} == {inside: Fault.CRASH, outside: Fault.NONE}
+
+
+async def test_crashes_are_counted(stage: Stage) -> None:
+    """By what they cost: with others, alone, killed from outside; a retry by its own name."""
+    page = MetricsPage(stage.board.metric_words)
+    await crash_twice(stage, 2)
+    worker = await stage.worker()
+    await worker.orders()
+    await stage.die(worker)
+    worker = await stage.worker()
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Finished(order.handle, error={"code": "engine_failed", "retryable": True})])
+    await worker.orders()
+    await stage.die(worker, killed=True)
+    worker = await stage.worker()
+    await worker.orders()
+    counts = [page.value("crashes_total", kind) for kind in ("crash", "crash_alone", "killed")]
+    assert counts == [4, 1, 1]
+    reasons = ("worker_died", "worker_killed", "retry")
+    assert [page.value("request_restarts_total", reason) for reason in reasons] == [5, 1, 1]
 
 
 async def test_who_is_killed_from_outside_is_innocent(stage: Stage) -> None:

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from metamusesd.dispatcher.run import Run
 from metamusesd.job import Priority
-from metamusesd.queues.base import Append, Verdict
+from metamusesd.queues.base import Append, Claim, Verdict
 from metamusesd.wire import Finished, Frame, Token
 from tests.unit.dispatcher.stage import Stage
 
@@ -142,6 +143,25 @@ async def test_a_retryable_error_burns_an_attempt(stage: Stage) -> None:
     [order] = await worker.orders()
     await worker.send(Frame.EVENTS, [Finished(order.handle, error={"code": "engine_failed", "retryable": True})])
     assert (await worker.orders())[0].attempt == 2
+
+
+async def test_what_is_late_is_not_sent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claimed in time, but its deadline passed before it could be sent: expired, and no worker hears of it."""
+    worker = await stage.worker()
+    monkeypatch.setattr(Run, "overdue", property(lambda run: bool(run.claim.deadline_ms)))
+    late = await stage.submit(deadline_ms=60_000)
+    assert (await stage.ended(late)).state == "expired"
+    id = await stage.submit()
+    assert [order.id for order in await worker.orders()] == [id]
+
+
+@pytest.mark.parametrize(("left_ms", "overdue"), [(-1, True), (0, True), (1000, False)])
+def test_overdue(left_ms: int, overdue: bool) -> None:
+    """By the server's clock at the claim and our own since then."""
+    loop = asyncio.new_event_loop()
+    run = Run(Claim("j", "t:1", "fast", 1, 1, 0, b"{}", b"", "default", True, 0, 5000 + left_ms, 5000), loop)
+    loop.close()
+    assert run.overdue is overdue
 
 
 async def test_a_drain_gives_back_what_does_not_finish(stage: Stage) -> None:
