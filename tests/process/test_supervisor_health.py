@@ -8,7 +8,9 @@ import socket
 
 import pytest
 
-from tests.process.supervisor_rig import Daemon, kill, until
+from metamusesd.board import RedisTrouble
+from metamusesd.supervisor.report import TROUBLES
+from tests.process.supervisor_rig import Daemon, Feeder, kill, until
 from tests.unit.test_metrics import samples
 
 pytestmark = pytest.mark.timeout(90)
@@ -149,13 +151,31 @@ def test_without_workers_it_is_not_ready_and_says_why(tmp_path):
 
 def test_health_stays_true_while_the_dispatcher_hangs(tmp_path):
     """With a stopped dispatcher every path still answers, and its figures are marked stale."""
-    with Daemon(tmp_path / "d") as daemon:
+    with Daemon(tmp_path / "d", daemon__hang_least_s=30) as daemon:
         kill(daemon.ready().children()["dispatcher"], signal.SIGSTOP)
         until(lambda: daemon.status()["dispatcher"]["stale"])
         code, body = daemon.get("/readyz")
         assert code == 503
         assert "heartbeat" in json.loads(body)["reasons"][0]
         assert samples(daemon.get("/metrics")[1])["metamusesd_dispatcher_stale", ""] == 1
+
+
+def test_what_is_wrong_with_redis_is_said_in_words_and_costs_no_process(tmp_path):
+    """Every trouble that the dispatcher names is a reason of /readyz and stands in /status; models stay loaded."""
+    with Feeder(tmp_path / "d") as daemon:
+        before = daemon.ready().children()
+        for trouble, words in TROUBLES.items():
+            if trouble is RedisTrouble.NONE:
+                continue
+            daemon.mischief("dispatcher", f"trouble {trouble.value}")
+            until(lambda words=words: json.loads(daemon.get("/readyz")[1])["reasons"] == [words])
+            assert daemon.get("/readyz")[0] == 503
+            assert daemon.status()["dispatcher"]["redis_trouble"] == trouble.name.lower()
+            assert samples(daemon.get("/metrics")[1])["metamusesd_redis_up", ""] == 0
+        daemon.mischief("dispatcher", "trouble 99")
+        until(lambda: daemon.status()["dispatcher"]["redis_trouble"] == "unreachable")
+        daemon.mischief("dispatcher", "")
+        assert daemon.ready().children() == before
 
 
 def test_a_stale_socket_is_replaced_and_another_file_is_not(tmp_path):
