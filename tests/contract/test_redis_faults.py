@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,15 +45,18 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServ
 
 @pytest.fixture
 async def queue(server: RedisServer) -> AsyncIterator[RedisQueue]:
-    async for queue in opened(server.url, 5.0):
+    async with opened(server.url, 5.0) as queue:
         yield queue
 
 
+@asynccontextmanager
 async def opened(url: str, timeout_s: float) -> AsyncIterator[RedisQueue]:
     queue = RedisQueue(url, timeout_s=timeout_s)
     await queue.open()
-    yield queue
-    await queue.close()
+    try:
+        yield queue
+    finally:
+        await queue.close()
 
 
 def job(id: str, **fields: object) -> Submission:
@@ -88,7 +92,7 @@ async def insist(make: Callable[[], Awaitable[T]], seen: set[str] | None = None)
 async def test_a_stopped_server(server: RedisServer, over: str) -> None:
     """A server that is stopped: each call ends with QueueUnavailable. Once it goes on, it does what it was sent, late,
     and the same call again gets the answer of one that was made once."""
-    async for queue in opened(server.url if over == "unix" else server.tcp_url, 0.25):
+    async with opened(server.url if over == "unix" else server.tcp_url, 0.25) as queue:
 
         async def stopped(make: Callable[[], Awaitable[T]]) -> T:
             server.signal(signal.SIGSTOP)
@@ -118,7 +122,7 @@ async def test_a_stopped_server(server: RedisServer, over: str) -> None:
 
 async def test_blocked_reads_at_a_stopped_server(server: RedisServer) -> None:
     """A blocked read does not wait for ever for a server that is stopped."""
-    async for queue in opened(server.tcp_url, 0.25):
+    async with opened(server.tcp_url, 0.25) as queue:
         waiting = asyncio.ensure_future(queue.wait([INGRESS], 0.1))
         reading = asyncio.ensure_future(queue.events("a", block_ms=100))
         await queue.view("a")
@@ -133,19 +137,21 @@ async def test_blocked_reads_at_a_stopped_server(server: RedisServer) -> None:
 async def test_a_half_open_connection(server: RedisServer, tmp_path: Path, over: str) -> None:
     """Behind a relay that takes everything and passes nothing on, old and new connections time out; many calls share
     the attempts. When it passes things on again, so does the queue."""
-    async with CuttingProxy(server.socket, tmp_path / "relay.sock") as relay:
-        async for queue in opened(relay.url if over == "unix" else relay.tcp_url, 0.25):
-            relay.swallow, before = True, relay.connections
-            for _ in range(2):
-                calls = [trouble_of(queue.submit([job(f"j{n}")])) for n in range(50)]
-                assert set(await asyncio.gather(*calls)) == {"unreachable"}
-            assert relay.connections - before <= 2
-            stranger = RedisQueue(relay.url, timeout_s=0.25)
-            assert await trouble_of(stranger.open()) == "unreachable"
-            relay.swallow = False
-            await queue.submit([job("a")])
-            await stranger.open()
-            await stranger.close()
+    async with (
+        CuttingProxy(server.socket, tmp_path / "relay.sock") as relay,
+        opened(relay.url if over == "unix" else relay.tcp_url, 0.25) as queue,
+    ):
+        relay.swallow, before = True, relay.connections
+        for _ in range(2):
+            calls = [trouble_of(queue.submit([job(f"j{n}")])) for n in range(50)]
+            assert set(await asyncio.gather(*calls)) == {"unreachable"}
+        assert relay.connections - before <= 2
+        stranger = RedisQueue(relay.url, timeout_s=0.25)
+        assert await trouble_of(stranger.open()) == "unreachable"
+        relay.swallow = False
+        await queue.submit([job("a")])
+        await stranger.open()
+        await stranger.close()
 
 
 async def test_a_flushed_server(server: RedisServer, queue: RedisQueue) -> None:
@@ -234,7 +240,7 @@ async def test_a_busy_server(server: RedisServer, queue: RedisQueue) -> None:
 
 
 async def test_a_loading_server(server: RedisServer, queue: RedisQueue) -> None:
-    """A server that reads its file is loading, for old and new connections, until it serves; then all jobs are there."""
+    """A server that reads its file is loading, for old and new connections, until it serves; nothing is gone."""
     (claim,) = await running(queue, "a")
     server.ask("EVAL", "for i=1,600 do redis.call('SET', 'x'..i, string.rep('y', 20000)) end", 0)
     server.ask("CONFIG", "SET", "rdbcompression", "no")
@@ -285,7 +291,7 @@ async def test_a_full_disk(kind: str, small_disk: Path) -> None:
     server.start()
     accepted: list[str] = []
     try:
-        async for queue in opened(server.url, 5.0):
+        async with opened(server.url, 5.0) as queue:
             ballast = small_disk / "ballast"
             ballast.write_bytes(b"x" * 600_000)
             trouble = ""
@@ -312,7 +318,7 @@ async def test_permissions(server: RedisServer, queue: RedisQueue) -> None:
     """What the server's ACL denies at run time is trouble that passes; at the opening it is a refusal."""
     allowed = ("ACL", "SETUSER", "muse", "reset", "on", ">secret", "~*", "&*", "+@all")
     server.ask(*allowed)
-    async for guest in opened(server.url.replace("unix://", "unix://muse:secret@"), 5.0):
+    async with opened(server.url.replace("unix://", "unix://muse:secret@"), 5.0) as guest:
         (claim,) = await running(guest, "a")
         submitted = set()
         for taken in ("-evalsha", "-hset", "-zadd"):
