@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import deque
 
-from metamusesd.errors import IdConflict, MetamusesdError, QueueFull, QueueUnavailable
+from metamusesd.errors import IdConflict, QueueFull, QueueUnavailable
 from metamusesd.queues.base import Queue, Receipt, Submission
 
 BATCH_JOBS = 256
@@ -38,7 +38,7 @@ class Outbox:
         self._queue = queue
         self._waiting: deque[_Letter] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._trouble: MetamusesdError | None = None
+        self._trouble: QueueUnavailable | None = None
 
     async def put(self, job: Submission, timeout_s: float) -> Receipt:
         """Submit one job. Raises QueueFull or IdConflict as the queue answered, QueueUnavailable after `timeout_s`.
@@ -67,8 +67,9 @@ class Outbox:
         self._waiting.clear()
 
     def _give_up(self, answer: asyncio.Future[Receipt], timeout_s: float) -> None:
-        reason = f": {self._trouble.message}" if self._trouble else ""
-        _refuse(answer, QueueUnavailable(f"the queue did not accept the job within {timeout_s:g} s{reason}"))
+        known = self._trouble
+        text = f"the queue did not accept the job within {timeout_s:g} s" + (f": {known.message}" if known else "")
+        _refuse(answer, QueueUnavailable(text, trouble=known.trouble) if known else QueueUnavailable(text))
 
     async def _send_all(self) -> None:
         tries = 0

@@ -50,8 +50,13 @@ class Daemon:
     def __init__(self, drain_s: float = 10.0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mm-"))
         self.config = self.folder / "c.toml"
-        self.config.write_text(CONFIG.format(folder=self.folder, drain_s=drain_s))
+        self.drain_s = drain_s
+        self.config.write_text(self.text())
         self.start()
+
+    def text(self) -> str:
+        """Its configuration."""
+        return CONFIG.format(folder=self.folder, drain_s=self.drain_s)
 
     def start(self) -> None:
         self.log = (self.folder / "log").open("ab")
