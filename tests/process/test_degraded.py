@@ -1,4 +1,4 @@
-"""A daemon beside a Redis in trouble: models stay loaded, /readyz says what is wrong, work goes on by itself, nothing is lost."""
+"""A daemon beside a Redis in trouble: it says what is wrong, keeps its models, goes on by itself, and loses nothing."""
 
 from __future__ import annotations
 
