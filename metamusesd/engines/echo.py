@@ -90,7 +90,7 @@ class EchoEngine:
         assert isinstance(prepared, EchoTask)
         priority, held = prepared.task.priority, self._held
         if len(held) >= self.info.slots:
-            rivals = sum(other.work.task.priority >= priority for other in held.values())
+            rivals = sum(other.work.task.priority >= priority or other.work.task.aged for other in held.values())
             if rivals >= self.info.slots or len(held) >= self.info.slots + self.info.reserve_slots:
                 raise NoCapacity(f"{len(held)} sequences are held")
         self._admitted += 1
@@ -139,8 +139,7 @@ class EchoEngine:
 
     def _choose(self) -> list[_Sequence]:
         if self._running is None:
-            ordered = sorted(self._held.values(), key=lambda held: (-held.work.task.priority, held.order))
-            self._running = ordered[: self.info.slots]
+            self._running = sorted(self._held.values(), key=_rank)[: self.info.slots]
         return self._running
 
     def _advance(self, sequence: _Sequence, events: list[Event]) -> None:
@@ -175,6 +174,12 @@ class EchoEngine:
         events.append(finished)
         del self._held[sequence.work.task.handle]
         self._running = None
+
+
+def _rank(held: _Sequence) -> tuple[bool, int, int]:
+    """Aged ones first, then the highest class, FIFO."""
+    task = held.work.task
+    return not task.aged, -task.priority, held.order
 
 
 def _query(request: InferenceRequest) -> str:

@@ -23,8 +23,8 @@ def engine() -> Iterator[Engine]:
     made.close()
 
 
-def task(query: str, priority: Priority = Priority.NORMAL) -> Task:
-    return Task(next(HANDLES), parse_request({"user_query": query}), priority)
+def task(query: str, priority: Priority = Priority.NORMAL, aged: bool = False) -> Task:
+    return Task(next(HANDLES), parse_request({"user_query": query}), priority, aged)
 
 
 def events_of(engine: Engine) -> dict[int, list[Token | Finished]]:
@@ -108,3 +108,18 @@ def test_a_higher_class_gets_in_over_a_full_batch(engine: Engine) -> None:
     for work in works:
         engine.admit(engine.prepare(work))
     assert all(isinstance(events[-1], Finished) for events in events_of(engine).values())
+
+
+def test_an_aged_sequence_is_not_pre_empted(engine: Engine) -> None:
+    """It goes on beside a critical one, and a full batch of aged ones has no room for that one."""
+    low, aged = task("one two", Priority.LOW), task("three four", Priority.LOW, aged=True)
+    critical = task("five six", Priority.CRITICAL)
+    for work in (low, aged, critical):
+        engine.admit(engine.prepare(work))
+    assert {event.handle for event in engine.step()} == {aged.handle, critical.handle}
+    events_of(engine)
+    for work in (task("a b", Priority.LOW, aged=True), task("c d", Priority.LOW, aged=True)):
+        engine.admit(engine.prepare(work))
+    with pytest.raises(NoCapacity):
+        engine.admit(engine.prepare(task("late", Priority.CRITICAL)))
+    events_of(engine)
