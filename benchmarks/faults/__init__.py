@@ -10,10 +10,11 @@ import argparse
 import asyncio
 import secrets
 
+from benchmarks.faults import aging, calibration, claim_cost, recovery
 from benchmarks.faults.proof import explain, prove, rows
 from benchmarks.report import Report
 
-CASES = ("proof",)
+MEASURES = {"recovery": recovery, "claim": claim_cost, "eta": calibration, "aging": aging}
 MINUTES = 5.0
 QUICK_MINUTES = 0.25
 
@@ -22,9 +23,9 @@ def run(args: argparse.Namespace) -> Report:
     """The proof unless --case names something else."""
     report = Report(benchmark="faults", command=args.command)
     for case in args.case or ["proof"]:
-        if case not in CASES:
-            raise SystemExit(f"no case {case!r}; there are {', '.join(CASES)}")
-        found = _proof(args)
+        if case != "proof" and case not in MEASURES:
+            raise SystemExit(f"no case {case!r}; there are proof, {', '.join(MEASURES)}")
+        found = _proof(args) if case == "proof" else MEASURES[case].run(args)
         report.rows += found.rows
         report.notes += found.notes
     return report

@@ -8,7 +8,8 @@ so that the expected text is known here, by other code than the engine's.
     deadline   expired, failed(deadline_unmeetable),   unknown   failed(unknown_tier)
                or as plain                             huge      refused at the door, or a megabyte that is done
     race       one id for all, then as plain           conflict  the second body under the same key is refused
-    poison     dead, never done
+    poison     dead, never done                        spoilt    its keys are broken by a foreign hand: anything,
+                                                                 but nobody else suffers and nothing live is left
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ WORDS = (
 )  # fmt: skip
 WEIGHTS = {
     "plain": 580, "cancel": 120, "deadline": 90, "race": 50, "failing": 30, "bad": 60, "unknown": 20, "conflict": 20,
-    "huge": 10, "poison": 6,
+    "huge": 10, "poison": 6, "spoilt": 15,
 }  # fmt: skip
 POISONS = (
     "!crash=step{step}", "!segv=step{step}", "!hang=step{step}", "!stall=step{step}", "!spin=step{step}", "!exit=3",
     "!prepare-crash",
 )  # fmt: skip
 BAD_BODIES = (b"\xff\x00{{{", b"", b"[]", b'{"user_query": 7}', b'{"user_query":""}', b'"text"', b"null", b"{" * 5000)
+SPOILS = ("no body", "no fields", "text fields", "no hash", "no job but a text", "a ghost in the queue")
 CANCELS = ("at once", "started", "token", "later")
 CLASS_WEIGHTS = (30, 45, 20, 5)  # low … critical
 
@@ -54,6 +56,7 @@ class Job:
     key: str = ""  # its idempotency key
     racers: int = 0
     cancel: str = ""  # one of CANCELS
+    spoil: str = ""  # one of SPOILS
     raw: bool = False  # by the raw producer, not by our client
     pause_s: float = 0.0  # before a cancel that comes later
 
@@ -156,8 +159,13 @@ def _make_poison(dice: random.Random, number: int, id: str) -> Job:
     return Job(**fields)  # type: ignore[arg-type]
 
 
+def _make_spoilt(dice: random.Random, number: int, id: str) -> Job:
+    fields = _plain(dice, number, id, "spoilt") | {"raw": True, "ends": ENDS}
+    return Job(**fields, spoil=dice.choice(SPOILS))  # type: ignore[arg-type]
+
+
 _MAKERS = {
     "plain": _make_plain, "cancel": _make_cancel, "deadline": _make_deadline, "race": _make_race, "huge": _make_huge,
     "failing": _make_failing, "bad": _make_bad, "unknown": _make_unknown, "conflict": _make_conflict,
-    "poison": _make_poison,
+    "poison": _make_poison, "spoilt": _make_spoilt,
 }  # fmt: skip

@@ -64,6 +64,9 @@ class Producers:
 
     async def _live(self, life: Life, dice: random.Random) -> None:
         job = life.job
+        if job.spoil:
+            await self._persist(life, lambda: self._raw.submit_spoilt(job))
+            return
         submit, wait, cancel = self._way(life, dice)
         if job.racers:
             await self._race(life)

@@ -15,6 +15,7 @@ from benchmarks.faults.resp import Redis, ReplyError
 LUA = Path(metamusesd.__file__).parent / "queues/lua"
 PREFIX = "{metamuse}"
 POLL_S = 0.1
+SPOILT_TTL_MS = 600_000
 
 
 class RawProducer:
@@ -27,11 +28,23 @@ class RawProducer:
 
     async def submit(self, job: Job) -> tuple[str, str, str]:
         """(kind, id, detail) as submit.lua says."""
-        body = encode(job) if job.body is None else job.body
-        digest = hashlib.sha1(body).hexdigest()
-        words = (job.id, body, digest, job.priority, job.tenant, job.deadline_ms, job.key, "", int(job.stream))
-        kind, id, detail = (await self._call("submit", *words))[:3]
+        kind, id, detail = (await self._call("submit", *_words(job)))[:3]
         return kind.decode(), id.decode(), detail.decode()
+
+    async def submit_spoilt(self, job: Job) -> None:
+        """Submit and break its keys before anybody else can look; what is put there has a TTL."""
+        text, key = self._texts["submit"], f"{PREFIX}:job:{job.id}"
+        spoils: dict[str, list[tuple[Any, ...]]] = {
+            "no body": [("HDEL", key, "body")],
+            "no fields": [("HDEL", key, "prio", "score", "tenant", "bytes", "attempt", "submitted")],
+            "text fields": [
+                ("HSET", key, "prio", "x", "attempt", "y", "score", "z", "bytes", "many", "deadline", "soon")
+            ],
+            "no hash": [("DEL", key)],
+            "no job but a text": [("SET", key, "a text", "PX", SPOILT_TTL_MS)],
+            "a ghost in the queue": [("DEL", key), ("ZADD", f"{PREFIX}:ready:fast", 1, f"{job.id}.ghost")],
+        }
+        await self._redis.ask_all([("MULTI",), ("EVAL", text, 1, PREFIX, *_words(job)), *spoils[job.spoil], ("EXEC",)])
 
     async def cancel(self, id: str) -> str:
         return (await self._call("cancel", id)).decode()
@@ -61,6 +74,12 @@ class RawProducer:
                 raise
         await self._redis.ask("SCRIPT", "LOAD", text)
         return await self._redis.ask("EVALSHA", hashlib.sha1(text.encode()).hexdigest(), 1, PREFIX, *words)
+
+
+def _words(job: Job) -> tuple[Any, ...]:
+    body = encode(job) if job.body is None else job.body
+    digest = hashlib.sha1(body).hexdigest()
+    return job.id, body, digest, job.priority, job.tenant, job.deadline_ms, job.key, "", int(job.stream)
 
 
 def request(job: Job) -> dict[str, Any]:
