@@ -6,6 +6,8 @@
 
 Promise: at least once, one visible result. Every claim ends in exactly one settle, requeue or verdict of somebody else;
 the queue's token decides when two want to end the same job. One loop, one thread: nothing here needs a lock.
+No lease is ours without our knowing: a claim whose answer was lost is repeated with its nonce until it is answered, and
+what a claim took that was cut off by our death is taken over by the next nonce of this instance.
 """
 
 from __future__ import annotations
