@@ -31,7 +31,7 @@ from metamusesd.dispatcher.run import Back, End, Run
 from metamusesd.errors import ContextOverflow, MetamusesdError, UnknownTier
 from metamusesd.job import encode_route, parse_request
 from metamusesd.log import Logger
-from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Verdict, Want
+from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Verdict, Want
 from metamusesd.wire import Finished, Refused, Token
 
 GIVE_BACK_S = 3.0  # at the end of a drain
@@ -61,7 +61,7 @@ class Dispatcher:
         self.emptied = asyncio.Event()
         self.emptied.set()
         self._log, self._alone_after = log, max(1, max_crashes - 1)
-        self._retries = retries or Retries()
+        self._retries, self._draining = retries or Retries(), False
         self._tasks: set[asyncio.Task[None]] = set()
         self._too_long: dict[str, int] = {}  # jobs on their way to a tier with a larger context than this
         self._route_ms: dict[str, float] = {}  # of jobs that were routed here and not claimed for a worker yet
@@ -131,6 +131,9 @@ class Dispatcher:
         self.ledger.refused(claim, error)
 
     def _look_again(self, claim: Claim) -> None:
+        if self._draining:  # nobody would forward it
+            self.outbox.put(Requeue(claim.id, claim.token, "drain"))
+            return
         self.analyse(claim, again=True)
         self.pump.wake()
 
@@ -182,6 +185,7 @@ class Dispatcher:
 
         Raises TimeoutError when Redis did not take that in time: the next dispatcher takes it over.
         """
+        self._draining = True
         self.pump.stop()
         try:
             async with asyncio.timeout(within_s):
@@ -207,6 +211,7 @@ class Dispatcher:
     async def _emptied(self) -> None:
         """No claim is under way, nothing is held, and every end that was put down is written."""
         await self.pump.stopped.wait()
+        await self.inquiry.answered()
         await self.emptied.wait()
         await self.outbox.written.wait()
 

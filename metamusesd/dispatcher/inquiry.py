@@ -28,6 +28,11 @@ class Inquiry:
         if self._asking is None:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
 
+    async def answered(self) -> None:
+        """Nobody waits for an answer any more."""
+        if self._asking is not None:
+            await asyncio.wait([self._asking])
+
     async def _ask(self) -> None:
         while self._claims:
             claims, self._claims = self._claims, []

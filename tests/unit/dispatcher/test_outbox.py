@@ -11,7 +11,7 @@ import pytest
 from metamusesd.board import RedisTrouble
 from metamusesd.dispatcher.outbox import Outbox
 from metamusesd.errors import MetamusesdError, QueueError, QueueFault, QueueRefused, QueueUnavailable
-from metamusesd.queues.base import Requeue, Settlement, Verdict
+from metamusesd.queues.base import Host, Requeue, Settlement, Verdict
 from metamusesd.queues.memory import MemoryQueue
 from metamusesd.wire import Finished, Frame, Token
 from tests.unit.dispatcher.stage import Stage
@@ -110,6 +110,28 @@ async def test_a_drain_waits_for_refusals(stage: Stage, monkeypatch: pytest.Monk
     stage.queue.away = False
     await asyncio.wait_for(draining, 5)
     assert (await stage.ended(id)).state == "failed"
+
+
+async def test_a_drain_waits_for_questions(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who serves its tier was being asked when the drain began: it goes back at once, unburnt."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hosts() -> list[Host]:
+        asked.set()
+        await answer.wait()
+        return []
+
+    monkeypatch.setattr(stage.queue, "hosts", hosts)
+    id = await stage.submit(b'{"user_query":"x","tier":"medium"}')
+    await asyncio.wait_for(asked.wait(), 5)
+    draining = asyncio.get_running_loop().create_task(stage.dispatcher.drain(5.0))
+    await stage.dispatcher.pump.stopped.wait()
+    assert not draining.done()
+    answer.set()
+    await asyncio.wait_for(draining, 5)
+    view = await stage.queue.view(id)
+    assert view is not None
+    assert (view.state, view.attempt, view.reason) == ("queued", 1, "drain")
 
 
 def test_the_board_says_why(stage: Stage) -> None:
