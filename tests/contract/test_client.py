@@ -198,7 +198,10 @@ async def test_conflicting_ids(client: Client) -> None:
 
 async def test_a_full_queue(make_queue: Make) -> None:
     """Over the bound a submit is refused, with the time after which to try again."""
-    async with Client(queue=make_queue(Limits(max_jobs=1))) as client:
+    queue = make_queue(Limits(max_jobs=1))
+    await queue.open()
+    await queue.configure()
+    async with Client(queue=queue) as client:
         await client.submit(ask())
         with pytest.raises(QueueFull) as caught:
             await client.execute(ask())
