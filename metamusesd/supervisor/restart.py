@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from metamusesd.config import Daemon
 
 BOOT_LIMIT = 3
-EXPLAINED_MOST_S = 2.0
+EXPLAINED_MOST_S = 1.0
 STEADY_S = 10.0  # a child that was ready for so long was well
 
 

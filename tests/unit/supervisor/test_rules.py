@@ -76,7 +76,7 @@ def test_a_limit_of_zero_restarts_nothing():
 
 
 def test_explained_deaths_cost_a_short_pause_and_no_budget():
-    """A hundred poison jobs in a row never give a worker up, and its pause stays at two seconds or less."""
+    """A hundred poison jobs in a row never give a worker up, and its pause stays at a second or less."""
     deaths = died(*[float(each) / 10 for each in range(100)], explained=True)
     assert after_s(deaths) == EXPLAINED_MOST_S
     assert after_s([*deaths, Died(10.0)]) == pytest.approx(0.1)  # the first that nothing explains
