@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 
@@ -270,6 +271,66 @@ async def test_redis_restarts_under_a_wait(server_of: Callable[[str], RedisServe
             await queue.close()
     finally:
         server.stop()
+
+
+async def test_redis_restarts_under_a_stream(server_of: Callable[[str], RedisServer]) -> None:
+    """The job of a reader is lost half way: it is submitted again, and the reader is told to begin again."""
+    server = RedisServer(server_of("redis7").binary, server_of("redis7").folder / "third")
+    server.folder.mkdir(exist_ok=True)
+    server.start()
+    queue = RedisQueue(server.url, "restart")
+    try:
+        async with Client(server.url, "restart") as client:
+            await client.submit(ask(id="j"))
+            reading = client.stream("j")
+            await queue.open()
+            dispatcher = Dispatcher(queue)
+            (claim,) = await dispatcher.claim()
+            await dispatcher.say(claim, "lost")
+            assert [(await anext(reading)).kind for _ in range(2)] == ["started", "token"]
+            server.stop()
+            server.start()
+            rest = asyncio.create_task(_rest(reading))
+            while True:
+                try:
+                    (claim,) = await dispatcher.claim()
+                    break
+                except QueueUnavailable:
+                    await asyncio.sleep(0.01)
+            await dispatcher.say(claim, "found")
+            await dispatcher.finish(claim, content="found")
+            assert await rest == [("restarted", ""), ("started", ""), ("token", "found"), ("done", "")]
+    finally:
+        await queue.close()
+        server.stop()
+
+
+async def _rest(events: AsyncIterator[JobEvent]) -> list[tuple[str, str]]:
+    return [(event.kind, event.text) async for event in events]
+
+
+async def test_places_reach_the_reader(client: Client, make_queue: Make) -> None:
+    """`position` says where a job stands; what the dispatcher pushes comes as `queued` events before its text."""
+    queue = make_queue()
+    await queue.open()
+    await client.submit(ask(id="first", stream=False))
+    await client.submit(ask(id="j"))
+    assert (await client.position("j")).queue == INGRESS and (await client.position("j")).ahead == 1
+    reading = asyncio.create_task(drain(client, "j"))
+    claims = await queue.claim("test:1", "a", [Want(INGRESS, 9)], lease_ms=LEASE_MS)
+    routed = [Routed(claim.id, claim.token, ("fast",), b"{}") for claim in claims]
+    await queue.claim("test:1", "b", [Want("heavy", 1)], routed, lease_ms=LEASE_MS)
+    while not await queue.push("fast"):
+        await asyncio.sleep(0.01)
+    dispatcher = Dispatcher(queue)
+    claims = await dispatcher.claim(2)
+    await dispatcher.say(claims[1], "text")
+    await dispatcher.finish(*claims, content="text")
+    events = await reading
+    assert [event.kind for event in events] == ["queued", "started", "token", "done"]
+    place = json.loads(events[0].data)
+    assert (place["queue"], place["ahead"], place["start_p50_ms"]) == ("fast", 1, None)
+    await queue.close()
 
 
 def test_the_library_from_the_environment(server_of: Callable[[str], RedisServer]) -> None:
