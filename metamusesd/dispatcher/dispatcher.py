@@ -88,7 +88,10 @@ class Dispatcher:
 
     async def settle(self, run: Run, end: End) -> None:
         """Write the end of a run, once; its lease is renewed until that is done."""
-        outcome = conclude(run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end))
+        try:
+            outcome = conclude(run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end))
+        except Exception as error:  # a bug of ours: without an end the job would run again and again
+            outcome = refusal(run.claim, MetamusesdError(f"{type(error).__name__}: {error}"))
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
         self.ledger.ended(run, end, outcome, verdict)
 

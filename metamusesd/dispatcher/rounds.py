@@ -21,7 +21,7 @@ from metamusesd.queues.base import Host, Queue, Suspect
 from metamusesd.tiers import TIERS
 
 BEAT_S = 0.05
-SILENT_NS = 50_000_000
+SILENT_NS = 40_000_000  # less than a beat: every beat asks, so that a cancel is heard within one
 SURVEY_S, SAMPLE_S = 1.0, 0.2
 REAP_S = 1.0
 MOST_SWEEPS = 10  # in a row, when one was not enough

@@ -134,7 +134,7 @@ class Rig:
         self.config = Config(
             daemon=Daemon(state_dir=self.directory),
             redis=Redis(url=self.redis_url),
-            queue=Queue(lease_s=self.lease_s),
+            queue=Queue(lease_s=self.lease_s, retry_s=0.02),
             models={"echo": Model(engine="echo", options=self.options)},
             tiers={"fast": Tier(model="echo", workers=self.workers, slots=self.slots)},
         )

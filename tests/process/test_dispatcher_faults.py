@@ -16,7 +16,7 @@ from metamusesd.client import Client
 from metamusesd.queues.base import JobEvent
 from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.cutting_proxy import Cut, CuttingProxy
-from tests.process.dispatcher_rig import RedisServer, Rig
+from tests.process.dispatcher_rig import RedisServer, Rig, until
 
 ENDS = ("done", "failed", "cancelled", "expired", "dead")
 
@@ -84,7 +84,8 @@ async def test_a_stopped_dispatcher_is_fenced_off(redis: RedisServer) -> None:
             await says_something(redis, id)
             old = rig.dispatcher
             old.kill(signal.SIGSTOP)
-            await asyncio.sleep(0.2)  # its worker goes on and fills the pipe
+            said = rig.board.workers[0].get("generated_tokens")
+            until(lambda: rig.board.workers[0].get("generated_tokens") > said + 20)  # they wait in the pipe
             rig.start_dispatcher()
             result = await client.wait(id, 20)
             await leave(rig, old)
@@ -170,6 +171,21 @@ async def test_an_operator_s_kill_blames_nobody(redis: RedisServer) -> None:
     finally:
         rig.close()
     assert (result.state, result.attempt, status.crashes) == ("done", 2, 0)
+
+
+async def test_a_retryable_error_is_retried_so_often(redis: RedisServer) -> None:
+    """An engine that fails each time: after queue.max_retries the job has that error, and no crash."""
+    rig = Rig(redis.url)
+    try:
+        async with Client(redis.url) as client:
+            id = (await client.submit({"user_query": "a b c !fail=step2"})).id
+            result = await client.wait(id, 20)
+            status = await client.status(id)
+    finally:
+        rig.close()
+    assert result.error is not None
+    assert (result.state, result.error["code"], result.attempt) == ("failed", "engine_failed", 4)
+    assert status.crashes == 0
 
 
 @pytest.mark.parametrize("key", ["events", "job"])

@@ -227,6 +227,17 @@ async def test_a_forced_tier_is_not_left(stage: Stage) -> None:
     assert (await stage.ended(id)).state == "failed"
 
 
+async def test_a_bug_at_the_end_ends_the_job(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that our own code cannot write: the job fails, typed, instead of running for ever."""
+    monkeypatch.setattr("metamusesd.dispatcher.dispatcher.conclude", lambda *_, **__: 1 // 0)
+    worker = await stage.worker()
+    id = await stage.submit()
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Finished(order.handle, "stop")])
+    error = (await stage.ended(id)).error
+    assert error is not None and error["code"] == "internal_error"
+
+
 async def test_a_journey_that_fails_holds_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug of ours in the middle of a journey: the job is not held on to, so that its lease can run out."""
     await stage.worker()
