@@ -7,7 +7,8 @@ the child is gone.
     supervisor ──► any child   {"do": "link", "row", "epoch", "worker", "tier"} + one end of the pipe's socketpair
     supervisor ──► dispatcher  {"do": "unlink", "row", "epoch", "exit", "hung", "killed", "evidence": {…}}   this worker
                                died, and how. killed: by SIGKILL from outside, not by us, not for want of memory.
-                               evidence: {worker, pid, how, phase, rss_mb, hung, stacks}, each for people
+                               evidence: {worker, pid, how, phase, rss_mb, hung, stacks}, each for people;
+                               stacks: a file's name in <state_dir>/evidence, or nothing
     supervisor ──► dispatcher  {"do": "retire", "row", "epoch"}   send it nothing more; it is to be replaced
     dispatcher ──► supervisor  {"say": "retired", "row", "epoch"}   this worker holds no job any more
     supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0

@@ -42,7 +42,10 @@ def _headline(answer: dict[str, Any]) -> str:
     state, dispatcher, redis = answer.get("state", "?"), answer.get("dispatcher", {}), answer.get("redis", {})
     workers = answer.get("workers", [])
     ready = sum(worker.get("status") == "ready" for worker in workers)
-    reach = "redis up" if dispatcher.get("redis_ok") else "[red]redis down[/]"
+    trouble = dispatcher.get("redis_trouble", "none")
+    reach = f"[red]redis {'down' if trouble == 'none' else trouble.replace('_', ' ')}[/]"
+    if dispatcher.get("redis_ok") and trouble == "none":
+        reach = "redis up"
     place = "embedded" if redis.get("embedded") else redis.get("url", "")
     parts = [
         f"metamusesd {answer.get('version', '')} {coloured(state)}",
@@ -68,7 +71,7 @@ def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:
     rate = worker.get("decode_tokens_s", 0.0) if measured is None else measured.get(name, 0.0)
     state = worker.get("status", "?")
     loading = state == "starting"
-    doing = f" {worker.get('state')}" if state == "ready" else ""
+    doing = f" {'recycling' if worker.get('recycling') else worker.get('state')}" if state == "ready" else ""
     if loading:
         used, slots = round(100 * worker.get("loaded", 0.0)), 100
     held = f"{used}/{slots}" + (f" (+{worker['preempted']} wait)" if worker.get("preempted") else "")

@@ -16,12 +16,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from metamusesd.config import Config
+from metamusesd.config import EMBEDDED, Config
 from metamusesd.errors import ConfigError
 
 PROGRAMS = ("redis-server", "valkey-server")
 ASK_S = 0.05
 MULTIPART_AOF = 7  # the first major version that keeps its append-only file in appendonlydir/
+
+
+def program_for(config: Config) -> Path | None:
+    """The program of the embedded server; None: Redis is elsewhere. ConfigError: there is none, or it is too old."""
+    if config.redis.url != EMBEDDED:
+        return None
+    program = find_program(config)
+    refuse_downgrade(config, program)
+    return program
 
 
 def find_program(config: Config) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 from metamusesd import control
 from metamusesd.board import Board, SlotStatus
-from metamusesd.config import EMBEDDED, Config, missing_models
+from metamusesd.config import Config, missing_models
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
 from metamusesd.log import get_logger
@@ -73,6 +73,9 @@ def run(config: Config, *, dispatcher_entry: str = DISPATCHER_ENTRY, worker_entr
         for mistake in error.mistakes:
             log.error(mistake)
         return EXIT_BAD_CONFIG
+    except OSError as error:  # no room in the state directory, no memory for the board
+        log.error("the daemon cannot start", problem=str(error))
+        return EXIT_BOOT
     return supervisor.run()
 
 
@@ -93,7 +96,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals, self._notifier, self._links = Signals(), Notifier(), Links()
         self._board = Board(len(placement.workers))
-        program = self._redis_program()
+        program = redis_server.program_for(config)
         specs = child_specs(
             placement.workers, redis=program is not None, dispatcher_entry=dispatcher_entry, worker_entry=worker_entry
         )
@@ -368,13 +371,6 @@ class Supervisor:
         self._phase, self._reporter.phase = phase, phase.value
 
     # the rest
-
-    def _redis_program(self) -> Any:
-        if self._config.redis.url != EMBEDDED:
-            return None
-        program = redis_server.find_program(self._config)
-        redis_server.refuse_downgrade(self._config, program)
-        return program
 
     def _introduce(self) -> None:
         where = {"state_dir": str(self._config.state_dir), "health": str(self._config.health_socket)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.process.supervisor_rig import Daemon, kill, until
+from metamusesd.control import EXIT_BOOT
+from tests.process.supervisor_rig import ROOT, Daemon, kill, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -61,6 +63,19 @@ def test_a_daemon_outlives_a_full_disk(full_disk):
         daemon.ready()
         with redis.Redis(unix_socket_path=str(full_disk / "d/run/redis.sock")) as asking:
             assert asking.get("key") == b"value"
+
+
+def test_a_full_disk_at_the_start_is_a_failed_start(full_disk):
+    """Exit 70 and one line that says why; no traceback."""
+    _fill(full_disk)
+    daemon = Daemon(full_disk / "d", redis__url="embedded")
+    with daemon:
+        daemon.wait()
+    log = full_disk.parent / "log"
+    with log.open("wb") as said:
+        code = subprocess.run(daemon.process.args, env=daemon.environ, cwd=ROOT, stderr=said, check=False).returncode
+    (line,) = log.read_text().splitlines()
+    assert (code, json.loads(line)["event"]) == (EXIT_BOOT, "the daemon cannot start")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -56,6 +57,23 @@ def test_a_first_step_may_take_its_time(tmp_path):
         daemon.ready().order(0, "!tokens=1 !delay=4s")
         until(lambda: daemon.notes("dispatcher", "finished"))
         assert daemon.worker("fast-0")["generation"] == 1
+
+
+def test_a_supervisor_that_was_away_blames_nobody(tmp_path):
+    """The whole family stands still for longer than every patience and goes on: nobody is replaced."""
+    with feeder(tmp_path, daemon__hang_s=1, daemon__hang_least_s=0.5) as daemon:
+        daemon.ready().order(0, "!tokens=10000 !delay=20ms")
+        until(lambda: daemon.tokens() > 50)
+        family = [daemon.process.pid, *daemon.children().values()]
+        for pid in family:
+            kill(pid, signal.SIGSTOP)
+        time.sleep(4.0)
+        for pid in family:
+            kill(pid, signal.SIGCONT)
+        heard = daemon.tokens()
+        until(lambda: daemon.tokens() > heard + 100)
+        assert daemon.worker("fast-0")["generation"] == 1
+        assert daemon.status()["dispatcher"]["generation"] == 1
 
 
 def test_a_stopped_worker_dies_without_another_word_and_no_sigcont_revives_it(tmp_path):
