@@ -12,12 +12,13 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.faults.family import Family
 from benchmarks.faults.history import now_ms
 from benchmarks.faults.resp import Redis
-from benchmarks.report import Report, absolute
+from benchmarks.report import Report, Row, absolute
 from metamusesd.client import Client
 from metamusesd.config import DEMO_MODEL
 from metamusesd.job import TERMINAL, InferenceRequest, Params
@@ -58,6 +59,7 @@ async def _run(args: argparse.Namespace) -> Report:
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
     for metric, bar, clock in CLOCKS:
         times = await _deaths(clock, rounds)
+        print(f"{metric}: {times}", flush=True)
         case = f"{rounds} rounds, {STREAMS} streams"
         report.rows.append(absolute(f"{metric}, p50", case, "ms", times))
         report.rows.append(absolute(f"{metric}, longest", case, "ms", [max(times)], bar=bar))
@@ -68,7 +70,9 @@ async def _run(args: argparse.Namespace) -> Report:
         report.rows += await _cancel_rows(cancels, REAL, DEMO_MODEL, _real_phases())
     else:
         report.notes.append(f"no {DEMO_MODEL} in MODELS_DIR: cancels were measured with the echo engine alone")
-    report.notes.append("cancel: from the call to the worker's row without the job; the row is looked at every 2 ms")
+    report.notes.append(
+        "a place is free when the next job starts; real model and pre-empted: when the worker's row says so"
+    )
     return report
 
 
@@ -182,78 +186,99 @@ async def _event(family: Family, id: str, at_ms: float, *kinds: str) -> float:
 # cancels
 
 
-def _echo_phases() -> dict[str, tuple[InferenceRequest, str]]:
-    """Phase → the job, and how to see that it is there: an event, or a field of its worker's row."""
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """How a job is brought into a phase, and by what its place is seen to be free."""
+
+    request: InferenceRequest
+    there: str  # an event of the job, or slots_used: a field of its worker's row
+    free: str  # an event of the job that waits behind it, or slots_used: its worker's row is empty
+
+
+def _echo_phases() -> dict[str, Phase]:
     return {
-        "preparing": (InferenceRequest(user_query="a !prepare=30s !tokens=5"), "started"),
-        "prefill": (InferenceRequest(user_query="a !prefill=30s"), "slots_used"),
-        "decode": (InferenceRequest(user_query=LONG), "token"),
+        "preparing": Phase(
+            InferenceRequest(user_query="a !prepare=300ms !tokens=500 !delay=5ms"), "started", "started"
+        ),
+        "prefill": Phase(InferenceRequest(user_query="a !prefill=30s"), "slots_used", "token"),
+        "decode": Phase(InferenceRequest(user_query=LONG), "token", "token"),
     }
 
 
-def _real_phases() -> dict[str, tuple[InferenceRequest, str]]:
+def _real_phases() -> dict[str, Phase]:
     greedy = Params(max_tokens=3000, temperature=0.0, ignore_eos=True)
+    prompt = "one more stone " * 1200
     return {
-        "prefill": (InferenceRequest(user_query="one more stone " * 1200, params=greedy), "slots_used"),
-        "decode": (InferenceRequest(user_query="Count to a million.", params=greedy), "token"),
+        "prefill": Phase(InferenceRequest(user_query=prompt, params=Params(max_tokens=9)), "slots_used", "slots_used"),
+        "decode": Phase(InferenceRequest(user_query="Count to a million.", params=greedy), "token", "slots_used"),
     }
 
 
-async def _cancel_rows(count: int, model: str, name: str, phases: dict[str, tuple[InferenceRequest, str]]):  # type: ignore[no-untyped-def]
-    models = os.environ.get("MODELS_DIR", "models")
-    family = Family(config=ONE_PLACE, model=model, models=str(Path(models).absolute()))
-    rows = []
+async def _cancel_rows(count: int, model: str, name: str, phases: dict[str, Phase]) -> list[Row]:
+    models = Path(os.environ.get("MODELS_DIR", "models")).absolute()
+    family = Family(config=ONE_PLACE, model=model, models=models)
+    measured: dict[str, list[float]] = {}
     try:
         await family.start()
         async with family.client() as client:
-            measured = {
-                phase: [await _cancelled(family, client, *what) for _ in range(count)] for phase, what in phases.items()
-            }
-            measured["queued"] = [await _cancelled_in_queue(client) for _ in range(count)]
-            measured["pre-empted"] = [await _cancelled_preempted(family, client) for _ in range(count)]
-        for phase, times in measured.items():
-            times.sort()
-            case = f"{phase}, {name}, {count} cancels"
-            rows.append(absolute("cancel to place free, p50", case, "ms", times))
-            rows.append(absolute("cancel to place free, p99", case, "ms", [_p99(times)], bar="<= 100"))
-        return rows
+            for label, phase in phases.items():
+                measured[label] = [await _cancelled(family, client, phase) for _ in range(count)]
+            if model == ECHO:
+                measured["queued"] = [await _cancelled_in_queue(family, client) for _ in range(count)]
+                measured["pre-empted"] = [await _cancelled_preempted(family, client) for _ in range(count)]
     finally:
         family.close()
+    rows = []
+    for label, times in measured.items():
+        times.sort()
+        case = f"{label}, {name}, {count} cancels"
+        rows.append(absolute("cancel to place free, p50", case, "ms", times))
+        rows.append(absolute("cancel to place free, p99", case, "ms", [_p99(times)], bar="<= 100"))
+    return rows
 
 
-async def _cancelled(family: Family, client: Client, request: InferenceRequest, sign: str) -> float:
-    """Milliseconds from the cancel of a job in some phase to its worker's row without it."""
-    id = (await client.submit(request)).id
-    if sign == "slots_used":
+async def _cancelled(family: Family, client: Client, phase: Phase) -> float:
+    """Milliseconds from the cancel of a job in some phase to its place being free."""
+    id = (await client.submit(phase.request)).id
+    if phase.there == "slots_used":
         await _row(family, lambda worker: bool(worker["slots_used"]))
         await asyncio.sleep(0.02)
     else:
-        async for event in client.stream(id):
-            if event.kind == sign or event.kind in TERMINAL:
-                break
+        await _until(client, id, phase.there)
+    if phase.free == "slots_used":
+        start_s = time.perf_counter()
+        assert await client.cancel(id) == "cancelled"
+        await _row(family, lambda worker: not worker["slots_used"])
+        return (time.perf_counter() - start_s) * 1000
+    behind = (await client.submit({"user_query": "next"})).id
+    await _ready(client, behind)
+    seen = asyncio.create_task(_until(client, behind, phase.free))
+    await asyncio.sleep(0.02)  # the reader stands in its place before the clock starts
     start_s = time.perf_counter()
     assert await client.cancel(id) == "cancelled"
-    await _free(family, client)
-    return (time.perf_counter() - start_s) * 1000
+    took_ms = (await seen - start_s) * 1000
+    await client.wait(behind, LIMIT_S)
+    await _row(family, lambda worker: not worker["slots_used"])
+    return took_ms
 
 
-async def _cancelled_in_queue(client: Client) -> float:
+async def _cancelled_in_queue(family: Family, client: Client) -> float:
     """A queued job holds no place: how long the call takes, behind one that runs."""
     running = (await client.submit({"user_query": LONG, "priority": "high"})).id
     waits = (await client.submit({"user_query": "waits"})).id
-    while (await client.status(waits)).state != "ready":
-        await asyncio.sleep(0.005)
+    await _ready(client, waits)
     start_s = time.perf_counter()
     assert await client.cancel(waits) == "cancelled"
     took_ms = (time.perf_counter() - start_s) * 1000
     await client.cancel(running)
+    await _row(family, lambda worker: not worker["slots_used"])
     return took_ms
 
 
 async def _cancelled_preempted(family: Family, client: Client) -> float:
     """A low job that yields to a critical one holds a reserve place."""
     low = (await client.submit({"user_query": LONG, "priority": "low"})).id
-    await _row(family, lambda worker: bool(worker["slots_used"]))
+    await _until(client, low, "token")
     critical = (await client.submit({"user_query": LONG, "priority": "critical"})).id
     await _row(family, lambda worker: bool(worker["preempted"]))
     start_s = time.perf_counter()
@@ -265,8 +290,20 @@ async def _cancelled_preempted(family: Family, client: Client) -> float:
     return took_ms
 
 
-async def _free(family: Family, client: Client) -> None:
-    await _row(family, lambda worker: not worker["slots_used"])
+async def _ready(client: Client, id: str) -> None:
+    """Until it waits in its tier."""
+    async with asyncio.timeout(LIMIT_S):
+        while (await client.status(id)).state != "ready":
+            await asyncio.sleep(0.005)
+
+
+async def _until(client: Client, id: str, kind: str) -> float:
+    """When a reader heard the first event of that kind, or the end."""
+    async with asyncio.timeout(LIMIT_S):
+        async for event in client.stream(id):
+            if event.kind == kind or event.kind in TERMINAL:
+                return time.perf_counter()
+    raise RuntimeError(f"{id} ended without {kind}")
 
 
 async def _row(family: Family, condition: Callable[[dict[str, int]], bool]) -> None:
