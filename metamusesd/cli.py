@@ -26,6 +26,7 @@ COMMANDS = {  # name: (group, what it does)
     "submit": ("jobs", "submit a prompt and print the answer as it is generated"),
     "watch": ("jobs", "follow a job that was submitted before"),
     "cancel": ("jobs", "cancel jobs"),
+    "jobs": ("overview", "what waits in the queue, by tier and class, and which hosts serve it"),
     "dead": ("dead", "the quarantine: jobs under which workers died, and why"),
     "models": ("models", "fetch, list, verify, inspect model files"),
     "version": ("daemon", "print versions"),

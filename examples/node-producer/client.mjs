@@ -80,8 +80,8 @@ export class Producer {
 
   // Puts a job in; the same id with the same request is one job, however often. { id, state, duplicate }
   async submit (request, { priority = 'normal', tenant = 'default', deadlineMs = 0, key = '', stream = true } = {}) {
-    const body = JSON.stringify({ id: randomUUID(), ...request, priority, tenant })
-    const { id } = JSON.parse(body)
+    const id = request.id ?? randomUUID()
+    const body = JSON.stringify({ ...request, id, priority, tenant })
     const level = PRIORITIES[String(priority).toLowerCase()] ?? String(priority)
     const job = { id, body, level, tenant, key, stream, tries: 0, until: deadlineMs ? Date.now() + deadlineMs : 0 }
     const receipt = await this.#put(job)

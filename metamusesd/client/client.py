@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -35,7 +35,7 @@ from metamusesd.errors import (
     WaitTimeout,
 )
 from metamusesd.job import TERMINAL, InferenceRequest, Result, body_digest, encode_request, parse_request
-from metamusesd.queues.base import JobEvent, JobView, Position, Queue, Receipt, Submission
+from metamusesd.queues.base import Depth, Host, JobEvent, JobView, Position, Queue, Receipt, Submission
 
 SUBMIT_TIMEOUT_S = 30.0
 
@@ -168,6 +168,14 @@ class Client:
         """Where a job stands and when it may start, computed now. Raises JobGone."""
         _check_id(id)
         return _there(id, await self._queue.position(id))
+
+    async def depths(self, queues: Sequence[str]) -> list[Depth]:
+        """How many wait in each queue, by class."""
+        return await self._queue.depths(queues)
+
+    async def hosts(self) -> list[Host]:
+        """The live hosts, what each serves and how fast."""
+        return await self._queue.hosts()
 
     async def dead(self, count: int = 100) -> list[JobView]:
         """The quarantined jobs, the newest first, with the evidence of their crashes."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from metamusesd.client.client import SUBMIT_TIMEOUT_S, Client, Request
 from metamusesd.config import Config
 from metamusesd.job import Result
-from metamusesd.queues.base import JobEvent, JobView, Position, Queue, Receipt
+from metamusesd.queues.base import Depth, Host, JobEvent, JobView, Position, Queue, Receipt
 
 T = TypeVar("T")
 
@@ -114,6 +114,14 @@ class SyncClient:
     def position(self, id: str) -> Position:
         """As Client."""
         return self._call(self._opened.position(id))
+
+    def depths(self, queues: Sequence[str]) -> list[Depth]:
+        """As Client."""
+        return self._call(self._opened.depths(queues))
+
+    def hosts(self) -> list[Host]:
+        """As Client."""
+        return self._call(self._opened.hosts())
 
     def dead(self, count: int = 100) -> list[JobView]:
         """As Client."""

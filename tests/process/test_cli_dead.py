@@ -76,6 +76,11 @@ async def test_a_waiting_job_says_its_place(daemon: Daemon) -> None:
             )
             for more in ([], ["--json"])
         ]  # fmt: skip
+        whole = json.loads((await asyncio.to_thread(cli, daemon, "jobs", "--json")).stdout)
+        drawn = (await asyncio.to_thread(cli, daemon, "jobs")).stdout
+        assert sum(queue["normal"] for queue in whole["queues"].values()) >= 24
+        assert [[*host["tiers"]] for host in whole["hosts"]] == [["fast"]]
+        assert "waiting" in drawn and "fast" in drawn and "echo" in drawn
         assert plain.stderr is not None and silent.stderr is not None
         async with asyncio.timeout(PATIENCE_S):
             line = (await plain.stderr.readline()).decode()

@@ -129,7 +129,8 @@ def test_missing_model_stops_run_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["top", "--once"], ["submit", "hello"], ["watch", "x"], ["cancel", "x"], ["dead", "list"]]
+    "command",
+    [["status"], ["top", "--once"], ["submit", "hello"], ["watch", "x"], ["cancel", "x"], ["dead", "list"], ["jobs"]],
 )
 def test_absent_daemon_is_said_with_the_remedy(command: list[str], tmp_path: Path) -> None:
     """Exit 69, one line: which socket was tried and how to start the daemon."""
