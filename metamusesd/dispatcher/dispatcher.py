@@ -28,7 +28,7 @@ from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
-from metamusesd.errors import ContextOverflow, MetamusesdError, UnknownTier
+from metamusesd.errors import ContextOverflow, MetamusesdError, NoCapacity, UnknownTier
 from metamusesd.job import encode_route, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Verdict, Want
@@ -253,7 +253,7 @@ class Dispatcher:
         if type(end) is Finished:
             self.outlook.ran(run, end)
         elif run.link is not None:
-            run.idle_refusal = not run.link.runs
+            run.idle_refusal = not run.link.runs and end.reason == NoCapacity.code
             self.fleet.refused(run.link, run.claim.priority)
 
     def _done(self, task: asyncio.Task[None]) -> None:

@@ -62,7 +62,8 @@ class Fleet:
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=sock)
 
     def unlink(self, message: Mapping[str, Any]) -> None:
-        """This worker died, and how: the supervisor's message. Leaving with 0, or killed from outside, is no crash."""
+        """This worker died, and how: the supervisor's message. Killed from outside is no crash; nor is leaving, but a
+        worker that leaves refuses what it holds: a job that is still in it now is one that made it exit."""
         link = self._links.get(int(message["row"]))
         if link is not None and link.epoch == int(message["epoch"]):
             self._warm.pop(link.worker, None)
@@ -188,13 +189,10 @@ class Fleet:
 
 def fate(message: Mapping[str, Any]) -> Lost:
     """What an `unlink` message means for the runs of that worker."""
-    hung, killed, exit = bool(message.get("hung")), bool(message.get("killed")), message.get("exit")
-    if killed:
+    if message.get("killed"):
         return Lost(crashed=False, reason="worker_killed", killed=True)
-    if exit == 0 and not hung:
-        return Lost(crashed=False, reason="lost")
-    told = message.get("evidence")
-    return Lost(True, "hung" if hung else "worker_died", evidence=told if isinstance(told, dict) else {})
+    told, reason = message.get("evidence"), "hung" if message.get("hung") else "worker_died"
+    return Lost(crashed=True, reason=reason, evidence=told if isinstance(told, dict) else {})
 
 
 def prefix_digest(request: InferenceRequest) -> bytes:

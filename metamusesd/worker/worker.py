@@ -67,6 +67,8 @@ class Worker:
                 if self._preparing.pending and self._preparing.stuck_s() > PREPARE_LIMIT_S:
                     raise EngineFailed(f"a prompt took longer than {PREPARE_LIMIT_S:g} s to prepare")
         finally:
+            if self._leaving:  # whoever goes without a word has crashed
+                self._send([Refused(handle, "leaving") for handle in self._held])
             self._unlink()
             self._selector.close()
 

@@ -173,6 +173,35 @@ async def test_an_operator_s_kill_blames_nobody(redis: RedisServer) -> None:
     assert (result.state, result.attempt, status.crashes) == ("done", 2, 0)
 
 
+async def test_a_worker_that_is_asked_to_leave(redis: RedisServer) -> None:
+    """SIGTERM of a worker at work: its job runs again as if nothing had been, its text from the beginning."""
+    rig = Rig(redis.url)
+    try:
+        async with tended(rig), Client(redis.url) as client:
+            id = (await client.submit({"user_query": "one two three !tokens=100 !delay=5ms"})).id
+            await says_something(redis, id)
+            rig.fleet[0].kill(signal.SIGTERM)
+            result = await client.wait(id, 20)
+            status = await client.status(id)
+        judge_stream(await events_of(redis, id), result.content)
+    finally:
+        rig.close()
+    assert (result.state, result.attempt, status.crashes) == ("done", 1, 0)
+
+
+async def test_who_ends_its_worker_quietly_is_poison(redis: RedisServer) -> None:
+    """A job that makes the process exit with 0 is dead after the third worker, like any other poison."""
+    rig = Rig(redis.url)
+    try:
+        async with tended(rig), Client(redis.url) as client:
+            id = (await client.submit({"user_query": "a b !exit=0"})).id
+            assert (await client.wait(id, 20)).state == "dead"
+            assert (await client.execute({"user_query": "and on"}, 10)).content == "and on"
+    finally:
+        rig.close()
+    assert rig.deaths == 3
+
+
 async def test_a_retryable_error_is_retried_so_often(redis: RedisServer) -> None:
     """An engine that fails each time: after queue.max_retries the job has that error, and no crash."""
     rig = Rig(redis.url)

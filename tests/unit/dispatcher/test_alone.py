@@ -12,7 +12,7 @@ import pytest
 from metamusesd.dispatcher import alone
 from metamusesd.metrics import MetricsPage
 from metamusesd.queues.base import Fault, Requeue, Verdict
-from metamusesd.wire import Finished, Frame
+from metamusesd.wire import Finished, Frame, Refused
 from tests.unit.dispatcher.stage import PlayedWorker, Stage
 
 
@@ -199,6 +199,23 @@ async def test_who_never_came_in_pays_nothing(stage: Stage) -> None:
     await stage.die(worker)
     await stage.state(inside, "ready")
     assert {back.id: back.fault for back in outcomes} == {inside: Fault.CRASH, outside: Fault.NONE}
+
+
+async def test_who_makes_a_worker_exit_is_to_blame(stage: Stage) -> None:
+    """Exit code 0 with a job still in it is a death like any other; a worker that was asked to leave refuses it."""
+    worker = await stage.worker()
+    id = await stage.submit()
+    await worker.orders()
+    await stage.die(worker, exit=0)
+    worker = await stage.worker()
+    [order] = await worker.orders()
+    await worker.send(Frame.EVENTS, [Refused(order.handle, "leaving")])
+    await stage.die(worker, exit=0)
+    worker = await stage.worker()
+    [again] = await worker.orders()
+    view = await stage.queue.view(id)
+    assert view is not None
+    assert (view.crashes, again.attempt, view.reason) == (1, 2, "leaving")
 
 
 async def test_crashes_are_counted(stage: Stage) -> None:

@@ -365,6 +365,18 @@ def test_a_failed_step_ends_the_batch_with_its_error(house: House, monkeypatch: 
     assert text_of(far.until_end(1)[1]) == "c"
 
 
+def test_who_leaves_refuses_what_it_holds(house: House) -> None:
+    """Asked to leave, it gives every job back by name: what is still in a process that ends is to blame for it."""
+    far = house.link()
+    far.generate("x !tokens=100000 !delay=1ms", "y !tokens=100000")
+    far.frame()
+    house.worker.leave()
+    found = far.until_end(1, 2)
+    assert [(type(events[-1]), events[-1].reason) for events in found.values()] == [(Refused, "leaving")] * 2
+    with pytest.raises(EOFError):
+        far.frame()
+
+
 def test_the_end_of_the_control_socket_ends_the_worker() -> None:
     """The supervisor is gone: so is the worker."""
     house = make_house()
