@@ -56,8 +56,8 @@ class Family:
 
 _STATES = ("done", "failed", "cancelled", "expired", "dead")
 _RESTARTS = (
-    "worker_died", "worker_killed", "hung", "dispatcher_died", "refused", "lost", "drain", "retired", "leaving", "alone",
-    "retry",
+    "worker_died", "worker_killed", "hung", "dispatcher_died", "refused", "lost", "drain", "retired", "leaving",
+    "alone", "retry",
 )  # fmt: skip
 _REFUSALS = ("invalid_request", "unknown_tier", "deadline_unmeetable", "internal_error")
 
