@@ -17,18 +17,20 @@ from metamusesd.queues.base import JobView
 
 EXCERPT_CHARS = 200
 LABELS = {  # the evidence of a crash, in this order; what is not named here follows under its own name
+    "at_ms": "when",
     "how": "how",
     "signal": "signal",
     "worker": "worker",
     "pid": "pid",
     "phase": "phase",
     "alone": "alone",
+    "neighbours": "neighbours",
     "hung": "hung",
     "prompt_tokens": "prompt tokens",
     "prompt_chars": "prompt characters",
     "tokens": "tokens written",
     "rss_mb": "memory, MB",
-    "stacks": "stacks",
+    "stacks": "stacks, evidence/",  # in the state directory of its host
 }
 NOT_DEAD = cli.EXIT_CODES["invalid_request"]
 
@@ -160,10 +162,14 @@ def _class(view: JobView) -> str:
 def _evidence(raw: bytes) -> list[tuple[str, str]]:
     found = _object(raw)
     names = [name for name in LABELS if name in found] + [name for name in found if name not in LABELS]
-    return [(clean(LABELS.get(name, name)), _value(found[name])) for name in names if found[name] not in (None, "")]
+    return [
+        (clean(LABELS.get(name, name)), _value(name, found[name])) for name in names if found[name] not in (None, "")
+    ]
 
 
-def _value(value: object) -> str:
+def _value(name: str, value: object) -> str:
+    if name == "at_ms" and isinstance(value, int):
+        return _when(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -333,7 +333,8 @@ EVIDENCE = {
     "prompt_tokens": 34,
     "rss_mb": 210,
     "alone": True,
-    "stacks": "/state/stacks/fast-0",
+    "stacks": "fast-0-1.stacks",
+    "at_ms": 1_700_000_008_000,
     "odd\x1b[2J": [1],
 }
 
@@ -372,12 +373,12 @@ def test_a_dead_job_for_people_and_for_programs() -> None:
         "signal 11 (SIGSEGV)",
         "prompt tokens",
         "34",
-        "/state/stacks/fast-0",
+        "fast-0-1.stacks",
         "no JSON",
         "alone              yes",
     ):
         assert part in text, part
-    assert "\x1b" not in text and "\x9b" not in text and "(315 characters)" in text
+    assert "at_ms" not in text and "\x1b" not in text and "\x9b" not in text and "(315 characters)" in text
     told = json.loads(json.dumps(dead.as_dict(quarantined())))
     assert told["evidence"][0] == EVIDENCE and told["tiers"] == ["fast", "heavy"] and told["class"] == "high"
 
