@@ -59,8 +59,7 @@ class RedisDoor:
             self._hot.close()  # the server is checked whenever it is reached
         try:
             await self._agree()
-            for text in self._texts.values():
-                await self.ask("SCRIPT", "LOAD", text)
+            await asyncio.gather(*(self.ask("SCRIPT", "LOAD", text) for text in self._texts.values()))
         except QueueUnavailable as error:
             if error.trouble in REFUSED:
                 raise QueueRefused(error.message) from error
@@ -80,8 +79,9 @@ class RedisDoor:
     def close(self) -> None:
         """Break all connections; calls under way end with QueueUnavailable. Legal twice."""
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
         for link in (self._hot, *self._idle, *self._busy):
             if link is not None:
                 link.close()
@@ -198,15 +198,17 @@ class RedisDoor:
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.get_running_loop().create_task(self._connect_hot())
             self._connecting.add_done_callback(_look_at)
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if connecting.cancelled() and caller is not None and not caller.cancelling():
+                raise QueueUnavailable("This queue was closed") from None  # nobody cancelled the caller
+            raise
 
     async def _connect_hot(self) -> Link:
-        try:
-            self._hot = link = await self._connect()
-        except asyncio.CancelledError:
-            if self._closed:
-                raise QueueUnavailable("This queue was closed") from None
-            raise
+        self._hot = link = await self._connect()
         self._leave_all_but(link.server)
         return link
 

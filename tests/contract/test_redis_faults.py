@@ -239,6 +239,65 @@ async def test_a_busy_server(server: RedisServer, queue: RedisQueue) -> None:
     await late.close()
 
 
+async def test_too_many_clients(server: RedisServer, queue: RedisQueue) -> None:
+    """A server that takes no more connections is busy for whoever comes too late, and serves those it has."""
+    await queue.submit([job("a")])
+    server.ask("CONFIG", "SET", "maxclients", 1)
+    late = RedisQueue(server.url)
+    assert await trouble_of(late.open()) in ("busy", "unreachable")
+    assert await trouble_of(queue.wait([INGRESS], 0.1)) in ("busy", "unreachable")
+    assert await queue.view("a") is not None
+    await queue.close()
+    await insist(late.open)
+    await late.close()
+
+
+async def test_closed_while_it_connects(server: RedisServer, tmp_path: Path) -> None:
+    """Closing ends calls that wait for a connection, as errors of the queue; opened again at once, it works."""
+    async with CuttingProxy(server.socket, tmp_path / "relay.sock") as relay:
+        queue, relay.swallow = RedisQueue(relay.url), True
+        calls = [asyncio.ensure_future(trouble_of(queue.submit([job("a")]))) for _ in range(3)]
+        await asyncio.sleep(0)  # they ask for the connection
+        await queue.close()
+        relay.swallow = False
+        await queue.open()
+        assert await asyncio.gather(*calls) == ["unreachable"] * 3
+        assert await queue.view("a") is None
+        await queue.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """For localhost, signed by itself; its key is beside it."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    try:
+        subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost", *files], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no openssl that makes certificates")
+    return tmp_path / "cert.pem"
+
+
+async def test_tls(certificate: Path, tmp_path: Path) -> None:
+    """With TLS all works, blocked reads too; a server that cannot prove its name is not used."""
+    (port,) = free_ports(1)
+    keys = ("--tls-cert-file", str(certificate), "--tls-key-file", str(tmp_path / "key.pem"))
+    options = ("--tls-port", str(port), *keys, "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate))
+    server = RedisServer(binary_of("redis7"), tmp_path, options)
+    try:
+        server.start()
+        async with opened(f"rediss://localhost:{port}?ssl_ca_certs={certificate}", 5.0) as queue:
+            (claim,) = await running(queue, "a")
+            assert await queue.settle([Settlement("a", claim.token, "done", b"{}" * 100_000)]) == [OK]
+            assert await queue.result("a") == b"{}" * 100_000
+            assert await queue.wait([INGRESS], 0.01) is False
+        stranger = RedisQueue(f"rediss://localhost:{port}")
+        assert await trouble_of(stranger.open()) == "unreachable"
+        await stranger.close()
+    finally:
+        end_all([server])
+
+
 async def test_a_loading_server(server: RedisServer, queue: RedisQueue) -> None:
     """A server that reads its file is loading, for old and new connections, until it serves; nothing is gone."""
     (claim,) = await running(queue, "a")
