@@ -34,14 +34,14 @@ local function append(id, token, offset, chars, tokens, text)
   local job = read(id, FIELDS)
   local holds, verdict = held(job, token)
   if not holds then return verdict end
-  if overdue(job) then return 'expired' end
+  if overdue(job) then verdict = 'expired' end -- its text is written all the same: it may still be settled as done
   local written, first, last = tonumber(job.written) or 0, tonumber(offset), offset + chars
-  if chars == '0' or last <= written then return 'ok' end
+  if chars == '0' or last <= written then return verdict end
   if first > written then return 'lost' end
   call('HSET', key_of(id), 'written', last)
   emit(id, job, 'kind', 'token', 'attempt', job.attempt, 'offset', written, 'text', drop(text, written - first),
        'tokens', tokens)
-  return 'ok'
+  return verdict
 end
 
 local mistake = check()
