@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from metamusesd.queues.redis_queue import RedisQueue
 from tests.process.daemon_rig import Daemon, judge, running
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,21 @@ async def test_cancel_by_command_and_by_interrupt(daemon: Daemon, folder: Path) 
         second.send_signal(signal.SIGINT)
         assert (await outcome(first))[0] == 3 and (await outcome(second))[0] == 130
         assert [(await client.wait(id)).state for id in ("c1", "c2")] == ["cancelled"] * 2
+
+
+async def test_what_redis_lost_is_submitted_again(daemon: Daemon, folder: Path) -> None:
+    """The keys of a running job vanish, as if Redis had crashed: the reader begins again, and gets it whole."""
+    query = "one two three !tokens=60 !delay=10ms"
+    process = await start(daemon, folder, "producer.mjs", "submit", query, "--id", "l1")
+    assert process.stdout is not None and await process.stdout.read(3) == b"one"
+    queue = RedisQueue(f"unix://{daemon.folder}/s/run/redis.sock")
+    await queue.open()
+    await queue._door.ask("DEL", *(f"{queue.prefix}:{kind}:l1" for kind in ("job", "events", "result")))
+    for key in ("leases", "live"):
+        await queue._door.ask("ZREM", f"{queue.prefix}:{key}", "l1")
+    await queue.close()
+    code, out, err = await outcome(process)
+    assert code == 0 and out.endswith(f"\n{TEXT}\n") and "restarted (attempt 1: lost)" in err
 
 
 async def test_refusals_have_exit_codes(daemon: Daemon, folder: Path) -> None:
