@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from benchmarks.faults.history import History, Life, Sight, now_ms
+from benchmarks.faults.node import NodeProducer, takes
 from benchmarks.faults.plan import Job
 from benchmarks.faults.raw import RawProducer, request
 from benchmarks.faults.resp import ReplyError
@@ -39,10 +40,12 @@ class Refused(Exception):
 
 
 class Producers:
-    """Several clients of ours and one raw producer on one queue."""
+    """Several clients of ours, one raw producer and perhaps one in Node, on one queue."""
 
-    def __init__(self, clients: list[Client], raw: RawProducer, history: History, seed: int) -> None:
-        self._clients, self._raw, self._history, self._seed = clients, raw, history, seed
+    def __init__(
+        self, clients: list[Client], raw: RawProducer, node: NodeProducer | None, history: History, seed: int
+    ) -> None:
+        self._clients, self._raw, self._node, self._history, self._seed = clients, raw, node, history, seed
 
     async def live(self, job: Job) -> Life:
         """One job from submit to its end, within LIFE_LIMIT_S."""
@@ -64,6 +67,9 @@ class Producers:
 
     async def _live(self, life: Life, dice: random.Random) -> None:
         job = life.job
+        if self._node is not None and takes(job):
+            await self._node.live(life)
+            return
         if job.spoil:
             await self._persist(life, lambda: self._raw.submit_spoilt(job))
             return

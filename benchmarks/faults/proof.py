@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults import leftovers
+from benchmarks.faults import leftovers, node
 from benchmarks.faults.chaos import Chaos
 from benchmarks.faults.family import Family
 from benchmarks.faults.history import History, Life
@@ -51,7 +51,9 @@ async def prove(seconds: float, seed: int, appendfsync: str) -> Verdict:
     verdict = Verdict(history, family.folder)
     try:
         await family.start()
-        before = await _work(family, history, seconds, seed)
+        producer, why_not = await node.start(family)
+        verdict.notes += [why_not] if why_not else []
+        before = await _work(family, history, producer, seconds, seed)
         await family.until_ready(60.0)
         await _examine(family, verdict, before, appendfsync)
     except RuntimeError as error:
@@ -65,13 +67,17 @@ async def prove(seconds: float, seed: int, appendfsync: str) -> Verdict:
     return verdict
 
 
-async def _work(family: Family, history: History, seconds: float, seed: int) -> leftovers.Census:
+async def _work(
+    family: Family, history: History, producer: node.NodeProducer | None, seconds: float, seed: int
+) -> leftovers.Census:
     """Producers and chaos; the census after warm-up."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(family.client()) for _ in range(CLIENTS)]
         raw = RawProducer(family.redis_socket)
         stack.callback(raw.close)
-        producers = Producers(clients, raw, history, seed)
+        if producer is not None:
+            stack.push_async_callback(producer.close)
+        producers = Producers(clients, raw, producer, history, seed)
         numbers, stop = itertools.count(), asyncio.Event()
         lines = [asyncio.create_task(_line(producers, seed, line, numbers, stop)) for line in range(LINES)]
         await asyncio.sleep(min(WARM_UP_S, seconds / 4))
@@ -149,6 +155,7 @@ def rows(verdict: Verdict, appendfsync: str) -> Report:
     states = Counter(verdict.facts[life.id].hash.get("state", "absent") for life in history.lives if life.accepted_ms)
     counts = {"jobs accepted": sum(1 for life in history.lives if life.accepted_ms)}
     counts |= {f"… {state}": count for state, count in sorted(states.items())}
+    counts |= {"… through Node": sum(1 for life in history.lives if any("node:" in what for _, what in life.notes))}
     counts |= {"jobs refused": sum(1 for life in history.lives if life.refused)}
     counts |= {"submits repeated after no answer": sum(life.unsure for life in history.lives)}
     counts |= {"restarts seen in streams": _restarts(verdict)}
