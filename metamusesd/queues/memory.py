@@ -169,8 +169,9 @@ class MemoryQueue(MemoryViews):
             self._store.put_back(job)
 
     def _take_from(self, want: Want, owner: str, nonce: str, lease_ms: int, taken: list[Job]) -> None:
-        count = want.count
-        while count > 0 and (jobs := self._choose(want, count)):
+        count, left = want.count, want.count > 0
+        while count > 0 and left:
+            jobs, left = self._choose(want, count)
             for job in jobs:
                 if self._store.overdue(job):
                     self._store.fail(job, "expired")
@@ -178,24 +179,25 @@ class MemoryQueue(MemoryViews):
                 self._take(job, want.queue, owner, f"{nonce}:{len(taken) + 1}", lease_ms)
                 taken.append(job)
                 count -= 1
-        if count == 0:
+        if left or want.count == 0:
             self._store.touched.add(want.queue)
         elif want.floor == 0:
             self._store.markers.discard(want.queue)
             self._store.touched.discard(want.queue)
 
-    def _choose(self, want: Want, count: int) -> list[Job]:
-        """The next jobs to take; overdue ones among them are to be ended instead. Marks the aged."""
+    def _choose(self, want: Want, count: int) -> tuple[list[Job], bool]:
+        """The next jobs to take, and whether it leaves some; overdue ones are to be ended instead. Marks the aged."""
         store, queue = self._store, want.queue
         waiting = [job for job in store.waiting(queue) if job.priority >= want.floor]
-        if len(waiting) <= count or want.floor or not any(each.max_wait_ms for each in store.limits.classes):
-            return waiting[:count]
+        left = len(waiting) > count
+        if not left or want.floor or not any(each.max_wait_ms for each in store.limits.classes):
+            return waiting[:count], left
         turn = store.turns.get(queue, 0)
         jobs, aged = take_turns(waiting, count, turn, store.limits, store.now_ms())
         store.turns[queue] = (turn + len(jobs)) % TURNS
         for job in jobs:
             job.aged = job.submission.id in aged
-        return jobs
+        return jobs, left
 
     def _take(self, job: Job, queue: str, owner: str, token: str, lease_ms: int) -> None:
         job.state, job.token, job.owner, job.queue = "running", token, owner, queue
@@ -224,15 +226,13 @@ class MemoryQueue(MemoryViews):
         job, verdict = self._store.held(piece.id, piece.token)
         if job is None:
             return verdict
-        if self._store.overdue(job):
-            return Verdict.EXPIRED
         if piece.text and piece.offset > job.written:
             return Verdict.LOST
         fresh = piece.text[job.written - piece.offset :]
         if fresh:
             offset, job.written = job.written, job.written + len(fresh)
             self._store.emit(job, "token", offset=offset, text=fresh, tokens=piece.tokens)
-        return Verdict.OK
+        return Verdict.EXPIRED if self._store.overdue(job) else Verdict.OK  # it may still be settled as done
 
     def _settle(self, end: Settlement) -> Verdict:
         job, verdict = self._store.held(end.id, end.token)

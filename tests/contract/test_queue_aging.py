@@ -118,7 +118,7 @@ async def check_the_bound(queue: Queue, olds: list[tuple[int, int]], counts: lis
         await backdate(queue, f"old{n}", (hours + 1) * HOUR_MS - n)  # no two alike
         overdue[f"old{n}"] = n + 1  # rank: how many are at least as overdue
     claims, last_aged = 0, -8
-    for nonce, count in enumerate(counts * 40):
+    for nonce, count in enumerate(counts * 50):
         await submit([Submission(f"c{next(serial)}", b"{}", "d", 3) for _ in range(count + 1)])
         for claim in await queue.claim("h:1", f"n{nonce}", [Want(INGRESS, count)], lease_ms=LEASE_MS):
             claims += 1

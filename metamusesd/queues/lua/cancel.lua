@@ -7,7 +7,7 @@
 -- A dispatcher that runs the job learns it from the verdict of its next append or renew.
 
 if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
-read_bounds()
+rare().read_bounds()
 local id, job = ARGV[1], read(ARGV[1])
 if not job then return 'gone' end
 if TERMINAL[job.state] then return job.state end

@@ -24,16 +24,15 @@ local HEAD, SKIPS = 8, 200 -- SKIPS: dead or expired entries that one call clear
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
                 'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}
-local HEADS = {'state', 'deadline', 'submitted'}
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
 local reply, taken_ids, fetched, aged, lease_end = {}, {}, {}, {}, nil
-local max_waits = ARGV[7] ~= '0,0,0,0' and by_class(ARGV[7] or '')
+local max_waits -- by priority, once somebody needs it
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
     or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 or #ARGV > HEAD + 3 * n_wants + 4 * BATCH then
     return invalid('arguments', 'do not add up', 'see the head of claim.lua')
-  elseif max_waits == nil then
+  elseif not string.find(ARGV[7], '^%d+,%d+,%d+,%d+$') then
     return invalid('max_waits', 'not four numbers', 'give low,normal,high,critical in ms')
   elseif not string.match(owner .. nonce, '^[%w_.:-]+$') or nonce == '' then
     return invalid('owner', 'not a name', 'use A-Z a-z 0-9 _ . : -')
@@ -104,54 +103,52 @@ local function take(id, job, queue)
   if queue ~= 'ingress' and job.tiers ~= queue then take_out(id, job) end -- it stands in other tiers, too
   taken_ids[#taken_ids + 1] = aged[id] and '+' .. id or id
   job.state, job.token, job.queue, job.claimed = 'running', nonce .. ':' .. #taken_ids, queue, now_text
+  local starts = queue ~= 'ingress' and job.started ~= '1'
   call('HSET', key_of(id), 'state', 'running', 'token', job.token, 'owner', owner, 'queue', queue, 'claimed',
-       now_text)
-  if queue ~= 'ingress' and job.started ~= '1' then
-    call('HSET', key_of(id), 'started', '1')
-    emit(id, job, 'kind', 'started', 'attempt', job.attempt)
-  end
+       now_text, 'started', starts and '1' or job.started)
+  if starts then emit(id, job, 'kind', 'started', 'attempt', job.attempt) end
   report(id, job)
 end
 
--- Moves `head` on to the first job of class `prio` that is not chosen yet; no id: there is none. Entries that nobody can
--- claim any more are chosen on the way, so that they leave the queue and hide nobody.
-local function next_head(queue, prio, head, order, chosen)
-  local low, expected = (3 - prio) * STRIDE, queue == 'ingress' and 'queued' or 'ready'
-  local bottom, top = format('%.0f', low), '(' .. format('%.0f', low + STRIDE)
-  for _ = 1, SKIPS do
-    local id = call('ZRANGEBYSCORE', queue_key(queue), bottom, top, 'LIMIT', head.at, 1)[1]
-    head.id, head.at = id, head.at + 1
-    local job = id and not chosen[id] and read(id, HEADS)
-    if not id or job and job.state == expected and not overdue(job) then
-      head.since = job and (tonumber(job.submitted) or now)
-      return
-    elseif not chosen[id] then
-      order[#order + 1], chosen[id] = id, true
-    end
-  end
-  head.id = nil
-end
-
--- The aged job that is most overdue, or nil.
-local function most_overdue(queue, heads, order, chosen)
-  local best, longest = nil, -1
-  for prio = 3, 0, -1 do
-    if max_waits[prio] > 0 then
-      local head = heads[prio] or {at = 0}
-      if not heads[prio] or head.id and chosen[head.id] then next_head(queue, prio, head, order, chosen) end
-      heads[prio] = head
-      local over = head.id and now - head.since - max_waits[prio] or -1
-      if over > longest then best, longest = head.id, over end
-    end
-  end
-  return best
-end
-
--- The same number of ids as in `ids`, the head of the queue, but with the aged in their turns.
+-- The same number of ids as in `ids`, the head of the queue, but with the aged in their turns. Entries that nobody can
+-- claim any more may come besides: they leave the queue with the others, and hide nobody.
 local function take_turns(queue, ids, turn)
   local order, chosen, heads, at = {}, {}, {}, 1
+  local expected = queue == 'ingress' and 'queued' or 'ready'
+
+  -- Moves `head` on to the first job of class `prio` that is not chosen yet; no id: there is none.
+  local function move_on(prio, head)
+    local bottom, top = format('%.0f', (3 - prio) * STRIDE), '(' .. format('%.0f', (4 - prio) * STRIDE)
+    for _ = 1, SKIPS do
+      local id = call('ZRANGEBYSCORE', queue_key(queue), bottom, top, 'LIMIT', head.at, 1)[1]
+      head.id, head.at = id, head.at + 1
+      local job = id and not chosen[id] and read(id, {'state', 'deadline', 'submitted'})
+      if not id or job and job.state == expected and not overdue(job) then
+        head.since = job and (tonumber(job.submitted) or now)
+        return
+      elseif not chosen[id] then
+        order[#order + 1], chosen[id] = id, true
+      end
+    end
+    head.id = nil
+  end
+
+  local function most_overdue()
+    local best, longest = nil, -1
+    for prio = 3, 0, -1 do
+      if max_waits[prio] > 0 then
+        local head = heads[prio] or {at = 0}
+        if head.at == 0 or head.id and chosen[head.id] then move_on(prio, head) end
+        heads[prio] = head
+        local over = head.id and now - head.since - max_waits[prio] or -1
+        if over > longest then best, longest = head.id, over end
+      end
+    end
+    return best
+  end
+
   for n = 1, #ids do
-    local id = (turn + n) % TURNS == 0 and most_overdue(queue, heads, order, chosen)
+    local id = (turn + n) % TURNS == 0 and most_overdue()
     if id then
       aged[id] = true
     else
@@ -164,16 +161,18 @@ local function take_turns(queue, ids, turn)
   return order
 end
 
--- Takes up to `count` from the head; true when `count` stopped it, not the end of the queue or the floor.
+-- Takes up to `count` from the head; true when it left some that it might take.
 local function take_from(queue, count, floor)
   local key, top = queue_key(queue), '(' .. format('%.0f', (4 - floor) * STRIDE)
   local expected, skips = queue == 'ingress' and 'queued' or 'ready', SKIPS
   while count > 0 and skips > 0 do
     local ids, turn = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count + 1), nil
     if #ids == 0 then return false end
-    if #ids > count then
+    local all = #ids <= count
+    if not all then
       ids[#ids] = nil
-      if max_waits and floor == 0 then
+      if floor == 0 and ARGV[7] ~= '0,0,0,0' then
+        max_waits = max_waits or rare().by_class(ARGV[7])
         turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
         ids = take_turns(queue, ids, turn)
       end
@@ -195,6 +194,7 @@ local function take_from(queue, count, floor)
       end
     end
     if #leases > 0 then call('ZADD', p .. ':leases', unpack(leases)) end
+    if all then return false end
   end
   return true
 end
@@ -210,7 +210,7 @@ for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   local more = count > 0 and take_from(queue, count, floor)
   if more or count == 0 then
     touched[queue] = true
-  elseif count > 0 and floor == 0 then -- the queue is empty now; above a floor nobody knows, and re-arming would spin
+  elseif floor == 0 then -- the queue is empty now; above a floor nobody knows, and re-arming would spin
     call('DEL', p .. ':marker:' .. queue)
     touched[queue] = nil
   end

@@ -7,15 +7,17 @@
 --
 --   p:ingress, p:ready:<tier>   zset    id → score = (3 - priority)·2^44 + sequence
 --   p:leases                    zset    id → lease end        p:deadlines, p:delayed   zset    id → due time
---   p:job:<id>                  hash    see JOB; and body, route, digest, submitted, claimed, reason, ended, evidence, told
+--   p:job:<id>                  hash    see `read`; and body, route, digest, claimed, reason, ended, evidence, evidence, told
 --   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
 --   p:live                      zset    id → sequence: the jobs that are not terminal
 --   p:counters                  hash    jobs, bytes, jobs:<tenant>, jobs:class:<prio>: how many those are
---   p:recount                   hash    the same of the jobs up to sequence `cursor`, while recount.lua is under way
+--                                       and `cursor` while recount.lua is under way
+--   p:recount                   hash    the same of the jobs up to the sequence `cursor`, see recount.lua
 --   p:turns                     hash    queue → claims since the last turn of an aged job, see claim.lua
 --   p:unserved                  hash    tier → since when no live host serves it, see reap.lua
---   p:limits                    hash    what configure wrote, and drain_milli_hz: jobs started per 1000 s, by all hosts
+--   p:limits                    hash    what configure wrote; `bounds`, the part that submit needs; and drain_milli_hz:
+--                                       jobs that all live hosts start in 1000 s, see reap.lua
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
 --   p:pushed:<tier>             string  somebody has pushed   p:dropped:<id>           string  a drop to repeat
@@ -30,22 +32,15 @@ local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
 local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
 local MARKER_TTL_MS = '60000'
 local NEVER = math.huge
-local JOB = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to',
-             'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back', 'retries'}
 -- What a hash need not hold: submit leaves these out, and `read` puts them in.
--- The last line is for hashes that somebody else has spoilt: they must not stop the other jobs.
 local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '', started = '0', written = '0',
-                 owner = '', back = '', retries = '0', body = '', route = '',
-                 prio = '1', attempt = '1', crashes = '0', tenant = 'default', bytes = '0', queue = 'ingress',
-                 stream = '1', submitted = '0', claimed = '0', score = ''}
--- What holds until a daemon has configured the queue.
-local LIMITS = {max_jobs = '100000', max_bytes = '1073741824', max_tenant_jobs = '50000', result_ttl_s = '600',
-                stream_cap = '10000', mail_cap = '20000'}
+                 owner = '', back = '', retries = '0', claimed = '0', body = '', route = ''}
 local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
-local delta, mailed, touched = {}, {}, {} -- counters, mailboxes, queues that this call changed: `close` sees to them
+local mailed, touched = {}, {} -- mailboxes, queues that this call changed: `close` sees to them
 local born, gone = {}, {} -- sequence, id …; id …: jobs that became live or ended in this call
-local counting, recounted = nil, {} -- the cursor of a recount under way (nil: not asked yet), what it must add
+local counters, counted, recounted = {}, false, nil -- the counters as this call has them; changed; and of a recount
+local cursor -- the sequence up to which a recount under way has counted, -1 when there is none
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -65,10 +60,20 @@ end
 
 -- The job's fields by name (strings), or nil when there is no such job. `names`: only these, `state` first.
 local function read(id, names)
-  names = names or JOB
+  names = names or {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline',
+                    'reply_to', 'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back', 'retries',
+                    'submitted'}
   local values, job = redis.pcall('HMGET', key_of(id), unpack(names)), {} -- an error: the key is of a wrong type
   if not values[1] then return nil end
-  for i = 1, #names do job[names[i]] = values[i] or DEFAULT[names[i]] end
+  for i = 1, #names do
+    local name = names[i]
+    local value = values[i] or DEFAULT[name]
+    if not value then -- somebody spoilt the hash: it must not stop the other jobs
+      value = ({prio = '1', crashes = '0', tenant = 'default', bytes = '0', queue = 'ingress', stream = '1',
+                attempt = '1', submitted = '0', score = ''})[name]
+    end
+    job[name] = value
+  end
   if job.attempt and job.attempt ~= '1' and not string.match(job.attempt, '^%d+$') then job.attempt = '1' end
   return job
 end
@@ -90,33 +95,8 @@ local function score_of(job)
   return string.match(job.score, '^%d+$') or format('%.0f', 2 * STRIDE)
 end
 
--- A text with four numbers, low class first, by priority.
-local function by_class(text)
-  local low, normal, high, critical = string.match(text, '^(%d+),(%d+),(%d+),(%d+)$')
-  return low and {[0] = tonumber(low), tonumber(normal), tonumber(high), tonumber(critical)}
-end
-
 local function set_bounds(ttl_s, stream, mail)
   result_ttl_ms, stream_cap, mail_cap = format('%.0f', ttl_s * 1000), stream, mail
-end
-
--- The published limits of these names, as numbers, 0 for what is not there; whoever may write, garbage harms nobody.
-local function published(...)
-  local names, found, limits = {...}, redis.pcall('HMGET', p .. ':limits', ...), {}
-  for i, name in ipairs(names) do limits[name] = tonumber(found[i] or nil) or tonumber(LIMITS[name] or 0) end
-  return limits
-end
-
--- When a hundredth of `jobs` (at least one) will have started, as text; a second when nobody has measured.
-local function room_after_ms(jobs, drain_milli_hz)
-  if drain_milli_hz <= 0 then return '1000' end
-  return format('%.0f', math.min(math.max(math.max(jobs / 100, 1) * 1000000 / drain_milli_hz, 100), 60000))
-end
-
--- For producers' scripts: the bounds come from the published limits.
-local function read_bounds()
-  local limits = published('result_ttl_s', 'stream_cap', 'mail_cap')
-  set_bounds(limits.result_ttl_s, format('%.0f', limits.stream_cap), format('%.0f', limits.mail_cap))
 end
 
 -- One entry to every mailbox of the job.
@@ -136,51 +116,72 @@ local function emit(id, job, ...)
   send_mail(id, job, ...)
 end
 
--- Adds a job to counters, or takes it away (by = -1).
-local function count(counters, job, by)
-  local tenant, class = 'jobs:' .. job.tenant, 'jobs:class:' .. job.prio
-  counters.jobs = (counters.jobs or 0) + by
-  counters.bytes = (counters.bytes or 0) + by * (tonumber(job.bytes) or 0)
-  counters[tenant] = (counters[tenant] or 0) + by
-  counters[class] = (counters[class] or 0) + by
+-- Reads the counters of a tenant and a class, once a call. The names of the two.
+local function know(tenant, prio)
+  local mine, class = 'jobs:' .. tenant, 'jobs:class:' .. prio
+  if not (counters[mine] and counters[class]) then
+    local found = redis.pcall('HMGET', p .. ':counters', 'cursor', 'jobs', 'bytes', mine, class)
+    if found.err then call('DEL', p .. ':counters') end -- somebody else's: recount makes them anew
+    cursor = cursor or tonumber(found[1] or nil) or -1
+    counters.jobs = counters.jobs or tonumber(found[2] or nil) or 0
+    counters.bytes = counters.bytes or tonumber(found[3] or nil) or 0
+    counters[mine] = counters[mine] or tonumber(found[4] or nil) or 0
+    counters[class] = counters[class] or tonumber(found[5] or nil) or 0
+  end
+  return mine, class
+end
+
+-- Adds a job to sums, or takes it away (by = -1).
+local function count(sums, job, by)
+  local mine, class = 'jobs:' .. job.tenant, 'jobs:class:' .. job.prio
+  sums.jobs, sums.bytes = (sums.jobs or 0) + by, (sums.bytes or 0) + by * (tonumber(job.bytes) or 0)
+  sums[mine], sums[class] = (sums[mine] or 0) + by, (sums[class] or 0) + by
 end
 
 -- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
 local function count_job(id, job, by)
   local sequence = score_of(job) % STRIDE
-  count(delta, job, by)
+  know(job.tenant, job.prio)
+  count(counters, job, by)
+  counted = true
   if by > 0 then
     born[#born + 1], born[#born + 2] = format('%.0f', sequence), id
   else
     gone[#gone + 1] = id
   end
-  counting = counting or tonumber(call('HGET', p .. ':recount', 'cursor') or -1)
-  if sequence <= counting then count(recounted, job, by) end
+  if sequence <= cursor then
+    recounted = recounted or {}
+    count(recounted, job, by)
+  end
+end
+
+local function write_counters()
+  local key, part, kept, dropped = p .. ':counters', p .. ':recount', {}, {}
+  if counters.jobs <= 0 then
+    call('DEL', key) -- no job is live: whatever else stands there is a mistake
+  else
+    for field, number in pairs(counters) do
+      if number > 0 then kept[#kept + 1], kept[#kept + 2] = field, number else dropped[#dropped + 1] = field end
+    end
+    call('HSET', key, unpack(kept))
+    if dropped[1] then call('HDEL', key, unpack(dropped)) end
+  end
+  if recounted and call('EXISTS', part) == 1 then
+    for field, by in pairs(recounted) do call('HINCRBY', part, field, by) end
+  end
 end
 
 -- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it costs one poll interval.
 local function arm(queue)
   local key = p .. ':marker:' .. queue
-  if call('EXISTS', key) == 0 then
-    call('LPUSH', key, '1')
-    call('PEXPIRE', key, MARKER_TTL_MS)
-  end
+  if call('LPUSH', key, '1') == 1 then call('PEXPIRE', key, MARKER_TTL_MS) else call('LTRIM', key, '0', '0') end
 end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
 local function close()
   if gone[1] then call('ZREM', p .. ':live', unpack(gone)) end
   if born[1] then call('ZADD', p .. ':live', unpack(born)) end
-  local jobs = delta.jobs or 0
-  delta.jobs = nil
-  if jobs ~= 0 and call('HINCRBY', p .. ':counters', 'jobs', jobs) <= 0 then
-    call('DEL', p .. ':counters') -- no job is live: whatever else stands there is a mistake
-    delta = {}
-  end
-  for field, by in pairs(delta) do
-    if by ~= 0 and call('HINCRBY', p .. ':counters', field, by) <= 0 then call('HDEL', p .. ':counters', field) end
-  end
-  for field, by in pairs(recounted) do call('HINCRBY', p .. ':recount', field, by) end
+  if counted then write_counters() end
   for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
   for queue in pairs(touched) do
     if call('EXISTS', queue_key(queue)) == 1 then arm(queue) else call('DEL', p .. ':marker:' .. queue) end
@@ -259,109 +260,144 @@ local function give_back(id, job, reason, delay_ms, burnt)
   end
 end
 
--- The key of the job's idempotency key while it still names this job, else nil.
-local function own_idem_key(id, job)
-  if job.idem == '' then return nil end
-  local key = p .. ':idem:' .. job.tenant .. ':' .. job.idem
-  local value = redis.pcall('GET', key)
-  return type(value) == 'string' and string.match(value, '^%S* (.*)$') == id and key or nil
-end
-
 local TURNS = 8 -- one in so many claims is a turn of the aged, see claim.lua
-local services, live_hosts, max_waits = {}, nil, nil -- read once a call
 
--- What the live hosts announced for `tier`, together: free places, starts in 1000 s, factors weighted by the starts.
-local function service(tier)
-  if services[tier] then return services[tier] end
-  local sum = {free = 0, milli_hz = 0, p50 = 0, p90 = 0}
-  live_hosts = live_hosts or call('ZRANGEBYSCORE', p .. ':hosts', '(' .. now_text, '+inf')
-  for _, owner in ipairs(live_hosts) do
-    local said = call('HGET', p .. ':host:' .. owner, 'tier:' .. tier) or ''
-    local free, milli_hz, p50, p90 = string.match(said, '^(%d+) (%d+) (%d+) (%d+) ')
-    if free then
-      sum.free, sum.milli_hz = sum.free + free, sum.milli_hz + milli_hz
-      sum.p50, sum.p90 = sum.p50 + milli_hz * p50, sum.p90 + milli_hz * p90
-    end
+-- What few scripts and rare cases need: by_class, published, read_bounds, room_after_ms, own_idem_key, place. Made on demand, because
+-- making a function costs some time, at every call of every script.
+local function rare()
+  -- A text with four numbers, low class first, by priority.
+  local function by_class(text)
+    local low, normal, high, critical = string.match(text, '^(%d+),(%d+),(%d+),(%d+)$')
+    return low and {[0] = tonumber(low), tonumber(normal), tonumber(high), tonumber(critical)}
   end
-  services[tier] = sum
-  return sum
-end
 
--- Milliseconds until a job with `ahead` jobs before it starts in `tier`, p50 and p90; NEVER when nobody has measured:
---   start_pX = factor_pX · (ahead + 1 - free places) / starts a second
-local function start_of(tier, ahead)
-  local sum = service(tier)
-  if sum.milli_hz == 0 then return NEVER, NEVER end
-  local raw = math.max(0, ahead + 1 - sum.free) / sum.milli_hz * 1000 -- factors and starts come times 1000: this is ms
-  return math.floor(raw * (sum.p50 / sum.milli_hz) + 0.5), math.floor(raw * (sum.p90 / sum.milli_hz) + 0.5)
-end
-
--- How many of `size` jobs of one class, the first of them at rank `first`, were submitted at `since_ms` or before. They
--- stand by age, so halving finds it; it asks for the first one first, which is mostly enough.
-local function older(queue, first, size, since_ms)
-  local low, high, middle = 0, size, 0
-  while low < high do
-    local id = call('ZRANGE', queue_key(queue), first + middle, first + middle)[1]
-    local submitted = tonumber(redis.pcall('HGET', key_of(id), 'submitted') or nil) or now
-    if submitted <= since_ms then low = middle + 1 else high = middle end
-    middle = math.floor((low + high) / 2)
+  -- The published limits of these names, as numbers, 0 for what is not there; whoever may write, garbage harms nobody.
+  local function published(...)
+    local defaults = {max_jobs = 100000, max_bytes = 1073741824, max_tenant_jobs = 50000, result_ttl_s = 600,
+                      stream_cap = 10000, mail_cap = 20000} -- until a daemon has configured the queue
+    local names, found, limits = {...}, redis.pcall('HMGET', p .. ':limits', ...), {}
+    for i, name in ipairs(names) do limits[name] = tonumber(found[i] or nil) or defaults[name] or 0 end
+    return limits
   end
-  return low
-end
 
-local classes = {} -- read once a call and queue
-
--- The classes of a queue by priority: rank of the first job, how many, how many of these are aged, and max_wait.
-local function classes_of(queue, max_waits)
-  if classes[queue] then return classes[queue] end
-  local found, first = {}, 0
-  for prio = 3, 0, -1 do
-    local bottom, wait_ms = (3 - prio) * STRIDE, max_waits['max_wait_ms:' .. prio]
-    local size = call('ZCOUNT', queue_key(queue), format('%.0f', bottom), '(' .. format('%.0f', bottom + STRIDE))
-    local aged = wait_ms > 0 and older(queue, first, size, now - wait_ms) or 0
-    found[prio] = {first = first, size = size, wait_ms = wait_ms, aged = aged}
-    first = first + size
+  -- For the producers' scripts: the bounds come from the published limits.
+  local function read_bounds()
+    local limits = published('result_ttl_s', 'stream_cap', 'mail_cap')
+    set_bounds(limits.result_ttl_s, format('%.0f', limits.stream_cap), format('%.0f', limits.mail_cap))
   end
-  classes[queue] = found
-  return found
-end
 
--- How many jobs may go before the one at `rank`, submitted then. Every TURNS-th claim goes to the most overdue of the
--- aged (claim.lua). So who is not aged may see some of lower classes pass, at most one a turn; and who is aged need not
--- wait for more turns than there are jobs as overdue. Without aged jobs it is the rank.
-local function ahead_of(queue, rank, submitted)
-  max_waits = max_waits or published('max_wait_ms:0', 'max_wait_ms:1', 'max_wait_ms:2', 'max_wait_ms:3')
-  local found, mine, passing = classes_of(queue, max_waits), 0, 0
-  while mine < 3 and rank < found[mine].first do mine = mine + 1 end
-  for prio = 0, mine - 1 do passing = passing + found[prio].aged end
-  local me, before = found[mine], rank - found[mine].first + 1
-  local is_aged = before <= me.aged
-  if passing == 0 and not is_aged then return rank end
-  local turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
-  local ahead = rank + math.min(passing, math.floor((rank + turn) / (TURNS - 1)))
-  if not is_aged then return ahead end
-  for prio, class in pairs(found) do
-    local since_ms = submitted + me.wait_ms - class.wait_ms - (prio < mine and 1 or 0)
-    if prio ~= mine then before = before + older(queue, class.first, class.aged, since_ms) end
+  -- When a hundredth of `jobs` (at least one) will have started, as text; a second when nobody has measured.
+  local function room_after_ms(jobs, drain_milli_hz)
+    if drain_milli_hz <= 0 then return '1000' end
+    return format('%.0f', math.min(math.max(math.max(jobs / 100, 1) * 1000000 / drain_milli_hz, 100), 60000))
   end
-  return math.min(ahead, TURNS * before - turn - 1)
-end
 
--- Where a job (state, tiers, submitted) will be served soonest: queue, ahead, p50, p90; -1 for NEVER. Among equals the
--- smallest `ahead`, then the router's order. '', 0, -1, -1 when it waits nowhere.
-local function place(id, job)
-  local queues = job.state == 'queued' and 'ingress' or job.state == 'ready' and job.tiers or ''
-  local best, best_ahead, best_p50, best_p90 = '', 0, NEVER, NEVER
-  for queue in string.gmatch(queues, '%S+') do
-    local rank = call('ZRANK', queue_key(queue), id)
-    if rank then
-      local ahead = ahead_of(queue, rank, tonumber(job.submitted) or now)
-      local p50, p90 = start_of(queue, ahead)
-      if best == '' or p50 < best_p50
-        or p50 == best_p50 and (p90 < best_p90 or p90 == best_p90 and ahead < best_ahead) then
-        best, best_ahead, best_p50, best_p90 = queue, ahead, p50, p90
+  -- The key of the job's idempotency key while it still names this job, else nil.
+  local function own_idem_key(id, job)
+    if job.idem == '' then return nil end
+    local key = p .. ':idem:' .. job.tenant .. ':' .. job.idem
+    local value = redis.pcall('GET', key)
+    return type(value) == 'string' and string.match(value, '^%S* (.*)$') == id and key or nil
+  end
+
+  local services, live_hosts, max_waits = {}, nil, nil -- read once a call
+
+  -- What the live hosts announced for `tier`, together: free places, starts in 1000 s, factors weighted by the starts.
+  local function service(tier)
+    if services[tier] then return services[tier] end
+    local sum = {free = 0, milli_hz = 0, p50 = 0, p90 = 0}
+    live_hosts = live_hosts or call('ZRANGEBYSCORE', p .. ':hosts', '(' .. now_text, '+inf')
+    for _, owner in ipairs(live_hosts) do
+      local said = call('HGET', p .. ':host:' .. owner, 'tier:' .. tier) or ''
+      local free, milli_hz, p50, p90 = string.match(said, '^(%d+) (%d+) (%d+) (%d+) ')
+      if free then
+        sum.free, sum.milli_hz = sum.free + free, sum.milli_hz + milli_hz
+        sum.p50, sum.p90 = sum.p50 + milli_hz * p50, sum.p90 + milli_hz * p90
       end
     end
+    services[tier] = sum
+    return sum
   end
-  return best, best_ahead, best_p50 < NEVER and best_p50 or -1, best_p90 < NEVER and best_p90 or -1
+
+  -- Milliseconds until a job with `ahead` jobs before it starts in `tier`, p50 and p90; NEVER when nobody has measured:
+  --   start_pX = factor_pX · (ahead + 1 - free places) / starts a second
+  local function start_of(tier, ahead)
+    local sum = service(tier)
+    if sum.milli_hz == 0 then return NEVER, NEVER end
+    local raw = math.max(0, ahead + 1 - sum.free) / sum.milli_hz * 1000 -- factors and starts come times 1000: this is ms
+    return math.floor(raw * (sum.p50 / sum.milli_hz) + 0.5), math.floor(raw * (sum.p90 / sum.milli_hz) + 0.5)
+  end
+
+  -- How many of `size` jobs of one class, the first of them at rank `first`, were submitted at `since_ms` or before. They
+  -- stand by age, so halving finds it; it asks for the first one first, which is mostly enough.
+  local function older(queue, first, size, since_ms)
+    local low, high, middle = 0, size, 0
+    while low < high do
+      local id = call('ZRANGE', queue_key(queue), first + middle, first + middle)[1]
+      local submitted = tonumber(redis.pcall('HGET', key_of(id), 'submitted') or nil) or now
+      if submitted <= since_ms then low = middle + 1 else high = middle end
+      middle = math.floor((low + high) / 2)
+    end
+    return low
+  end
+
+  local classes = {} -- read once a call and queue
+
+  -- The classes of a queue by priority: rank of the first job, how many, how many of these are aged, and max_wait.
+  local function classes_of(queue, max_waits)
+    if classes[queue] then return classes[queue] end
+    local found, first = {}, 0
+    for prio = 3, 0, -1 do
+      local bottom, wait_ms = (3 - prio) * STRIDE, max_waits['max_wait_ms:' .. prio]
+      local size = call('ZCOUNT', queue_key(queue), format('%.0f', bottom), '(' .. format('%.0f', bottom + STRIDE))
+      local aged = wait_ms > 0 and older(queue, first, size, now - wait_ms) or 0
+      found[prio] = {first = first, size = size, wait_ms = wait_ms, aged = aged}
+      first = first + size
+    end
+    classes[queue] = found
+    return found
+  end
+
+  -- How many jobs may go before the one at `rank`, submitted then. Every TURNS-th claim goes to the most overdue of the
+  -- aged (claim.lua). So who is not aged may see some of lower classes pass, at most one a turn; and who is aged need not
+  -- wait for more turns than there are jobs as overdue. Without aged jobs it is the rank.
+  local function ahead_of(queue, rank, submitted)
+    max_waits = max_waits or published('max_wait_ms:0', 'max_wait_ms:1', 'max_wait_ms:2', 'max_wait_ms:3')
+    local found, mine, passing = classes_of(queue, max_waits), 0, 0
+    while mine < 3 and rank < found[mine].first do mine = mine + 1 end
+    for prio = 0, mine - 1 do passing = passing + found[prio].aged end
+    local me, before = found[mine], rank - found[mine].first + 1
+    local is_aged = before <= me.aged
+    if passing == 0 and not is_aged then return rank end
+    local turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
+    local ahead = rank + math.min(passing, math.floor((rank + turn) / (TURNS - 1)))
+    if not is_aged then return ahead end
+    for prio, class in pairs(found) do
+      local since_ms = submitted + me.wait_ms - class.wait_ms - (prio < mine and 1 or 0)
+      if prio ~= mine then before = before + older(queue, class.first, class.aged, since_ms) end
+    end
+    return math.min(ahead, TURNS * before - turn - 1)
+  end
+
+  -- Where a job (state, tiers, submitted) will be served soonest: queue, ahead, p50, p90; -1 for NEVER. Among equals the
+  -- smallest `ahead`, then the router's order. '', 0, -1, -1 when it waits nowhere.
+  local function place(id, job)
+    local queues = job.state == 'queued' and 'ingress' or job.state == 'ready' and job.tiers or ''
+    local best, best_ahead, best_p50, best_p90 = '', 0, NEVER, NEVER
+    for queue in string.gmatch(queues, '%S+') do
+      local rank = call('ZRANK', queue_key(queue), id)
+      if rank then
+        local ahead = ahead_of(queue, rank, tonumber(job.submitted) or now)
+        local p50, p90 = start_of(queue, ahead)
+        if best == '' or p50 < best_p50
+          or p50 == best_p50 and (p90 < best_p90 or p90 == best_p90 and ahead < best_ahead) then
+          best, best_ahead, best_p50, best_p90 = queue, ahead, p50, p90
+        end
+      end
+    end
+    return best, best_ahead, best_p50 < NEVER and best_p50 or -1, best_p90 < NEVER and best_p90 or -1
+  end
+
+  return {by_class = by_class, published = published, read_bounds = read_bounds, room_after_ms = room_after_ms,
+          own_idem_key = own_idem_key, place = place}
 end

@@ -17,7 +17,7 @@ if not job or job.state ~= 'dead' then
 end
 call('ZREM', p .. ':dead', id)
 call('DEL', key_of(id), p .. ':result:' .. id, p .. ':events:' .. id)
-local idem_key = own_idem_key(id, job)
+local idem_key = rare().own_idem_key(id, job)
 if idem_key then call('DEL', idem_key) end
 call('SET', tombstone, '1', 'PX', REPEAT_MS)
 return 'dropped'

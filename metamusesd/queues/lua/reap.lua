@@ -18,11 +18,10 @@
 
 local HEAD, SWEEP, STEP = 9, 200, 20
 local n_tiers, strand_ms = tonumber(ARGV[9]), tonumber(ARGV[6])
-local timeouts, delays = by_class(ARGV[7] or ''), by_class(ARGV[8] or '')
+local more_of = rare()
+local timeouts, delays = more_of.by_class(ARGV[7] or ''), more_of.by_class(ARGV[8] or '')
 local suspects, requeued, expired, woken, timed_out, rerouted, more = {}, {}, {}, {}, {}, {}, 0
 local tiers, served = {}, {}
-local TIMED = {unpack(JOB)}
-TIMED[#TIMED + 1] = 'submitted'
 
 local function due(key)
   return call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, SWEEP)
@@ -111,7 +110,7 @@ end
 
 local function refuse(id, job)
   local jobs = tonumber(call('HGET', p .. ':counters', 'jobs') or 0)
-  local retry_after_ms = room_after_ms(jobs, published('drain_milli_hz').drain_milli_hz)
+  local retry_after_ms = more_of.room_after_ms(jobs, more_of.published('drain_milli_hz').drain_milli_hz)
   take_out(id, job)
   finish(id, job, 'failed', failure(id, job, 'failed', 'The job waited longer than its class may.', 'queue_timeout',
                                     retry_after_ms))
@@ -124,7 +123,7 @@ local function sweep_class(queue, prio, timeout_ms, delay)
   for _ = STEP, SWEEP, STEP do
     local ids = call('ZRANGEBYSCORE', key, bottom, top, 'LIMIT', stay, STEP)
     for _, id in ipairs(ids) do
-      local job = read(id, TIMED)
+      local job = read(id)
       if not job or job.state ~= expected then
         call('ZREM', key, id)
       elseif job.attempt ~= '1' or job.started == '1' or delay and prio == 0 then

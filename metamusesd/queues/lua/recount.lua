@@ -12,19 +12,20 @@
 local interval_ms, chunk = tonumber(ARGV[1]), tonumber(ARGV[2])
 local KEEP_MS = '60000' -- a recount that nobody goes on with is forgotten
 local FIELDS = {'state', 'tenant', 'prio', 'bytes'}
-local live, part, counters = p .. ':live', p .. ':recount', p .. ':counters'
+local live, part, whole = p .. ':live', p .. ':recount', p .. ':counters'
 
 if not (interval_ms and interval_ms > 0 and chunk and chunk > 0) then
   return invalid('arguments', 'do not add up', 'give interval_ms chunk')
 end
 call('ZREM', live, '') -- a removal first: what follows it is allowed when memory is full
-local cursor = call('HGET', part, 'cursor')
-if not cursor then
+local from = call('EXISTS', part) == 1 and call('HGET', whole, 'cursor')
+if not from then
   if not call('SET', p .. ':recounted', '1', 'NX', 'PX', ARGV[1]) then return 0 end
-  cursor = '0'
+  call('DEL', part)
+  from = '0'
 end
 
-local entries = call('ZRANGEBYSCORE', live, '(' .. cursor, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local entries = call('ZRANGEBYSCORE', live, '(' .. from, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 local sums = {}
 for i = 1, #entries, 2 do
   local job = read(entries[i], FIELDS)
@@ -32,19 +33,19 @@ for i = 1, #entries, 2 do
 end
 if #entries == 2 * chunk then
   for field, sum in pairs(sums) do call('HINCRBY', part, field, sum) end
-  call('HSET', part, 'cursor', format('%.0f', entries[#entries]))
+  call('HSET', whole, 'cursor', format('%.0f', entries[#entries]))
   call('PEXPIRE', part, KEEP_MS)
   return 1
 end
 
 local before = call('HGETALL', part)
 for i = 1, #before, 2 do
-  if before[i] ~= 'cursor' then sums[before[i]] = (sums[before[i]] or 0) + before[i + 1] end
+  sums[before[i]] = (sums[before[i]] or 0) + before[i + 1]
 end
-call('DEL', counters, part)
+call('DEL', whole, part)
 if (sums.jobs or 0) > 0 then
   for field, sum in pairs(sums) do
-    if sum > 0 then call('HSET', counters, field, format('%.0f', sum)) end
+    if sum > 0 then call('HSET', whole, field, format('%.0f', sum)) end
   end
 end
 return 2

@@ -8,7 +8,7 @@
 -- data `revived`; mailboxes keep both. No class time-out ends it: those are for first attempts.
 
 if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
-read_bounds()
+rare().read_bounds()
 local id, job = ARGV[1], read(ARGV[1])
 
 -- The stream without its end.
@@ -21,7 +21,7 @@ end
 call('ZREM', p .. ':dead', id)
 if not job then return 'gone' end
 if job.state ~= 'dead' then return job.state end
-local key, idem_key = key_of(id), own_idem_key(id, job)
+local key, idem_key = key_of(id), rare().own_idem_key(id, job)
 job.attempt, job.tiers = format('%.0f', (tonumber(job.attempt) or 1) + 1), ''
 call('DEL', p .. ':result:' .. id)
 call('HDEL', key, 'deadline', 'ended', 'told', 'back', 'tiers', 'route')

@@ -70,13 +70,7 @@ local function known(id, digest, idem_key, box)
   return {'duplicate', id, found[1]}
 end
 
-local counted, sequence, limits = {}, nil, nil -- read once a call
-counting = -1 -- a new number is larger than any that a recount has passed
-
-local function used(field)
-  counted[field] = counted[field] or tonumber(call('HGET', p .. ':counters', field) or 0)
-  return counted[field] + (delta[field] or 0)
-end
+local sequence, limits = nil, nil -- read once a call
 
 -- Numbers for all jobs of the call are drawn at once; those that are not used leave a gap.
 local function next_number()
@@ -85,15 +79,29 @@ local function next_number()
   return sequence
 end
 
+-- max_jobs, max_bytes, max_tenant_jobs, then max_queue_size of the four classes, low first.
+local function read_limits()
+  local numbers = {}
+  for number in string.gmatch(call('HGET', p .. ':limits', 'bounds') or '100000 1073741824 50000 0 0 0 0', '%d+') do
+    numbers[#numbers + 1] = tonumber(number)
+  end
+  return numbers
+end
+
+local function later(jobs)
+  local rates = rare()
+  return rates.room_after_ms(jobs, rates.published('drain_milli_hz').drain_milli_hz)
+end
+
 -- The bound that is reached, and the jobs that it counts.
 local function bound_reached(tenant, prio, bytes)
-  limits = limits or published('max_jobs', 'max_bytes', 'max_tenant_jobs', 'drain_milli_hz', 'max_queue_size:0',
-                               'max_queue_size:1', 'max_queue_size:2', 'max_queue_size:3')
-  local class_most = limits['max_queue_size:' .. prio]
-  if used('jobs') >= limits.max_jobs then return 'jobs', limits.max_jobs end
-  if used('bytes') + bytes > limits.max_bytes then return 'bytes', used('jobs') end
-  if used('jobs:' .. tenant) >= limits.max_tenant_jobs then return 'tenant_jobs', limits.max_tenant_jobs end
-  if class_most > 0 and used('jobs:class:' .. prio) >= class_most then return 'class_jobs', class_most end
+  local mine, class = know(tenant, prio)
+  limits = limits or read_limits()
+  local class_most = limits[4 + prio]
+  if counters.jobs >= limits[1] then return 'jobs', limits[1] end
+  if counters.bytes + bytes > limits[2] then return 'bytes', counters.jobs end
+  if counters[mine] >= limits[3] then return 'tenant_jobs', limits[3] end
+  if class_most > 0 and counters[class] >= class_most then return 'class_jobs', class_most end
 end
 
 local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, stream)
@@ -101,7 +109,7 @@ local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, st
   local answer = known(id, digest, idem_key, box)
   if answer then return answer end
   local bound, jobs = bound_reached(tenant, prio, #body)
-  if bound then return {'full', id, bound, room_after_ms(jobs, limits.drain_milli_hz)} end
+  if bound then return {'full', id, bound, later(jobs)} end
   local score = format('%.0f', (3 - prio) * STRIDE + next_number())
   -- The queue first: where an ACL or a foreign key stops this script half-way, an id without a job is cleared away,
   -- while a job that stands in no queue would be lost, and its repetition answered `duplicate`.
