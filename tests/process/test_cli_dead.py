@@ -1,15 +1,20 @@
-"""`metamusesd dead` and the place of a waiting job, against a whole daemon."""
+"""`metamusesd dead`, the place of a waiting job and a full queue, against a whole daemon or a real Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from metamusesd.queues.base import Limits
+from metamusesd.queues.redis_queue import RedisQueue
+from tests.contract.redis_servers import RedisServer, binary_of
 from tests.process.daemon_rig import Daemon, running
 
 PATIENCE_S = 40.0
@@ -90,3 +95,22 @@ async def test_a_waiting_job_says_its_place(daemon: Daemon) -> None:
             quiet_out, quiet_err = await silent.communicate()
     assert (plain.returncode, out) == (0, b"at last\n")
     assert json.loads(quiet_out)["content"] == "at last" and quiet_err == b""
+
+
+async def test_a_full_queue_says_which_bound_and_when_again(tmp_path: Path) -> None:
+    """Exit 75, one line with the bound that was reached and the time after which to try again."""
+    server = RedisServer(binary_of("redis7"), tmp_path).start()
+    try:
+        queue = RedisQueue(server.url, limits=Limits(max_jobs=1))
+        await queue.open()
+        await queue.configure()
+        await queue.close()
+        command = [sys.executable, "-m", "metamusesd", "submit", "x", "--no-wait", "--set", f"redis.url={server.url}"]
+        codes = [
+            (subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)) for _ in "ab"
+        ]
+    finally:
+        server.stop()
+    assert [done.returncode for done in codes] == [0, 75]
+    line = r"metamusesd: queue_full: The queue is full: the bound on jobs is reached. \(try again in [0-9.]+ s\)\n"
+    assert re.fullmatch(line, codes[1].stderr), codes[1].stderr
