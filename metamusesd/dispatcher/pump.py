@@ -181,11 +181,8 @@ class Pump:
         for claim in claims:
             got[claim.queue] = got.get(claim.queue, 0) + 1
         self._waiting.update(tier for job in routed for tier in job.tiers if tier in self._freed)
-        asked: dict[str, int] = {}
         for want in wants:
-            asked[want.queue] = asked.get(want.queue, 0) + want.count
-        for want in wants:
-            if want.count and want.floor == 0 and got.get(want.queue, 0) < asked[want.queue]:
+            if want.floor == 0 and got.get(want.queue, 0) < want.count:
                 self._waiting.discard(want.queue)
         full = got.get(INGRESS, 0) >= self._batch
         if got.get(INGRESS):

@@ -203,3 +203,23 @@ async def test_a_full_host_routes_on() -> None:
     await asyncio.wait_for(full.arrived.wait(), 2)
     assert full.taken[0].queue == INGRESS
     await full.stop()
+
+
+async def test_who_still_waits_is_remembered() -> None:
+    """A claim that filled every place for low jobs leaves some waiting, whatever is free for higher classes."""
+    queue = MemoryQueue()
+    await ready(queue, "a")
+    await ready(queue, "b")
+    heard = asyncio.Queue[set[str]]()
+    wants = [Want("fast", 1), Want("fast", 3, 1)]
+    pump = Pump(
+        queue, "one:1", 15_000, ["fast"], lambda: wants, lambda claim: None, lambda error: None,
+        lambda routed, claims, waiting: heard.put_nowait(set(waiting)),
+    )  # fmt: skip
+    task = asyncio.create_task(pump.run())
+    assert await asyncio.wait_for(heard.get(), 2) == {"fast"}
+    wants[:] = [Want("fast", 2)]
+    pump.wake()
+    assert await asyncio.wait_for(heard.get(), 2) == set()
+    task.cancel()
+    await asyncio.wait([task])
