@@ -6,7 +6,8 @@ the child is gone.
 
     supervisor ──► any child   {"do": "link", "row", "epoch", "worker", "tier"} + one end of the pipe's socketpair
     supervisor ──► dispatcher  {"do": "unlink", "row", "epoch", "exit", "hung", "killed", "evidence": {…}}   this worker
-                               died, and how. killed: by SIGKILL from outside, not by us, not for want of memory.
+                               died, and how. killed: by SIGKILL from outside, not for want of memory; by us only
+                               when somebody had stopped it, or when it was to be replaced anyway.
                                evidence: {worker, pid, how, phase, rss_mb, hung, stacks}, each for people;
                                stacks: a file's name in <state_dir>/evidence, or nothing
     supervisor ──► dispatcher  {"do": "retire", "row", "epoch"}   send it nothing more; it is to be replaced

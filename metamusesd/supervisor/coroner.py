@@ -21,13 +21,14 @@ from metamusesd.supervisor.restart import is_explained
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import Kind
 
-COUNT_S = 1.0
+COUNT_S = 5.0
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """`killed`: from outside, or by us for a reason that is no fault of its jobs. `explained`: see restart.py."""
+    """`killed`: from outside, or by us for a reason that is no fault of its jobs: somebody had stopped it, or it was
+    being recycled. `explained`: see restart.py."""
 
     exit: int
     how: str
@@ -59,24 +60,27 @@ class Coroner:
 
     def __init__(self, board: Board, evidence: Evidence) -> None:
         self._board, self._evidence = board, evidence
-        self._memory_kills, self._counted_s = proc.memory_kills(), 0.0
+        self._kills = self._newer_kills = proc.memory_kills()  # what is known to belong to nobody of ours
+        self._counted_s = 0.0
 
     def count(self, now_s: float) -> None:
-        """Now and then: the kernel's kills until now have nothing to do with the next death."""
+        """At every turn. DANGER: the kernel counts when it sends the signal, and a large process takes seconds to die;
+        so what is compared with is the count of COUNT_S or more ago."""
         if now_s - self._counted_s >= COUNT_S:
-            self._counted_s, self._memory_kills = now_s, proc.memory_kills()
+            self._counted_s, self._kills, self._newer_kills = now_s, self._newer_kills, proc.memory_kills()
 
     def examine(self, slot: Slot, wait_status: int) -> Death:
         """Call it once a death, before anything is cleared."""
         code, now_s = os.waitstatus_to_exitcode(wait_status), time.monotonic()
         kills = proc.memory_kills()
-        starved = code == -signal.SIGKILL and not slot.we_killed and kills > self._memory_kills
-        self._memory_kills = kills
-        ours = slot.we_killed and not (slot.recycling and not slot.hung)
+        starved = code == -signal.SIGKILL and not slot.we_killed and kills > self._kills
+        if starved:
+            self._kills = self._newer_kills = kills
+        ours = slot.we_killed and not slot.was_stopped and not (slot.recycling and not slot.hung)
         killed = code == -signal.SIGKILL and not starved and not ours
         row = self._row(slot)
         explained = is_explained(
-            was_ready=slot.was_ready, worked=self._worked(slot, row), killed=killed and not slot.we_killed,
+            was_ready=slot.was_ready, worked=self._worked(slot, row), killed=killed,
             ready_for_s=now_s - slot.ready_s if slot.was_ready else 0.0, hung=bool(slot.hung),
         )  # fmt: skip
         return Death(
@@ -121,6 +125,8 @@ def _how(slot: Slot, code: int, starved: bool) -> str:
     text = exit_text(code)
     if starved:
         return f"{text} (out of memory)"
+    if slot.was_stopped:
+        return f"{text} (stopped from outside)"
     if code == -signal.SIGKILL and not slot.we_killed:
         return f"{text} (from outside)"
     return f"{text} (hung: {slot.hung})" if slot.hung else text

@@ -56,9 +56,9 @@ def _counters(root: Path) -> Iterator[Path]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
-            yield root / "sys/fs/cgroup" / path.lstrip("/") / "memory.events"
+            yield root / "sys/fs/cgroup" / path.strip().lstrip("/") / "memory.events"
         elif "memory" in controllers.split(","):
-            yield root / "sys/fs/cgroup/memory" / path.lstrip("/") / "memory.oom_control"
+            yield root / "sys/fs/cgroup/memory" / path.strip().lstrip("/") / "memory.oom_control"
 
 
 def _counted(path: Path, name: str) -> int:

@@ -60,6 +60,7 @@ class Slot:
     retire_s: float = 0.0  # being recycled: its jobs have until then to end; 0: no
     recycling: bool = False  # it is to be replaced, and no fault of its own
     we_killed: bool = False  # SIGKILL came from us
+    was_stopped: bool = False  # a signal had stopped it when it was found hung: whoever sent it is to blame
     private_bytes: int = 0  # as last measured, workers only
     hung: str = ""  # why the watchdog killed it
     trouble: str = ""  # why it cannot be started, as last logged
@@ -89,7 +90,7 @@ class Slot:
         self.restarts += self.generation > 0
         self.generation += 1
         self.started_s, self.kill_s, self.hung, self.epoch = time.monotonic(), 0.0, "", 0
-        self.was_ready = self.permanent = self.recycling = self.we_killed = False
+        self.was_ready = self.permanent = self.recycling = self.we_killed = self.was_stopped = False
         self.ready_s = self.retire_s = 0.0
         self.private_bytes = 0
         self.move("start")

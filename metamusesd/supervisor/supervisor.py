@@ -332,9 +332,8 @@ class Supervisor:
         and then it would go on with its work as well."""
         slot.hung = reason
         self._log.error("child is hung", child=slot.name, pid=slot.pid, because=reason)
-        stopped = kernel_sight(slot.pid).state in "Tt"
-        slot.kill(signal.SIGKILL if stopped else signal.SIGABRT, ABORT_S)
-        slot.we_killed = slot.we_killed and not stopped  # whoever stopped it is to blame, and not its jobs
+        slot.was_stopped = kernel_sight(slot.pid).state in "Tt"
+        slot.kill(signal.SIGKILL if slot.was_stopped else signal.SIGABRT, ABORT_S)
 
     def _stop(self, code: int, within_s: float) -> None:
         """Begin the end. The dispatcher goes first, then the workers, Redis last."""

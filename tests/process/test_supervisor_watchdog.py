@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -77,14 +80,14 @@ def test_a_supervisor_that_was_away_blames_nobody(tmp_path):
 
 
 def test_a_stopped_worker_dies_without_another_word_and_no_sigcont_revives_it(tmp_path):
-    """SIGSTOP in the middle of a job: SIGKILL while it is stopped; a SIGCONT that comes late finds nobody."""
+    """SIGSTOP in the middle of a job: SIGKILL while it is stopped, no job is blamed, a late SIGCONT finds nobody."""
     with feeder(tmp_path, daemon__hang_s=600, daemon__hang_least_s=1) as daemon:
         daemon.ready().order(0, "!tokens=10000 !delay=20ms")
         until(lambda: daemon.tokens() > 5)
         pid = daemon.children()["fast-0"]
         kill(pid, signal.SIGSTOP)
         unlink = daemon.unlinked()
-        assert (unlink["hung"], unlink["killed"], unlink["exit"]) == (True, False, -signal.SIGKILL)
+        assert (unlink["hung"], unlink["killed"], unlink["exit"]) == (True, True, -signal.SIGKILL)
         with pytest.raises(ProcessLookupError):
             kill(pid, signal.SIGCONT)
         heard = daemon.tokens()
@@ -112,6 +115,32 @@ def test_who_killed_a_worker_is_told(tmp_path):
         assert (unlink["killed"], unlink["exit"]) == (False, -signal.SIGSEGV)
         assert unlink["evidence"]["how"] == "killed by SIGSEGV"
         assert (tmp_path / "d/evidence" / unlink["evidence"]["stacks"]).stat().st_size
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_said_to_be_out_of_memory(tmp_path, memory_group):
+    """SIGKILL by the kernel is nobody's intention: the job that was inside is to be blamed."""
+    with feeder(tmp_path) as daemon:
+        (memory_group / "cgroup.procs").write_text(str(daemon.ready().children()["fast-0"]))
+        daemon.order(0, "!tokens=100 !leak=500MB")
+        unlink = daemon.unlinked()
+        assert (unlink["exit"], unlink["killed"]) == (-signal.SIGKILL, False)
+        assert unlink["evidence"]["how"] == "killed by SIGKILL (out of memory)"
+
+
+@pytest.fixture
+def memory_group(tmp_path):
+    """A cgroup of its own with little memory."""
+    group = Path("/sys/fs/cgroup/memory") / f"metamusesd-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(100 << 20))
+        with contextlib.suppress(OSError):  # without swap accounting there is nothing to limit
+            (group / "memory.memsw.limit_in_bytes").write_text(str(100 << 20))
+    except OSError:
+        pytest.skip("may not make a memory cgroup of version one")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
 
 
 def test_fifty_poison_jobs_do_not_spend_the_restart_budget(tmp_path):

@@ -53,12 +53,35 @@ def test_our_kill_of_a_worker_that_is_recycled_is_no_fault_of_its_jobs(worker, c
     assert not coroner.examine(worker, signal.SIGKILL).killed
 
 
+def test_whoever_stopped_a_worker_is_to_blame(worker, coroner):
+    """SIGSTOP from outside, then our SIGKILL: hung, and no job's fault."""
+    worker.we_killed, worker.was_stopped, worker.hung = True, True, "no progress"
+    death = coroner.examine(worker, signal.SIGKILL)
+    assert (death.killed, death.explained, death.how) == (True, True, "killed by SIGKILL (stopped from outside)")
+
+
 def test_a_kill_for_want_of_memory_is_called_so(worker, coroner, monkeypatch):
     """The kernel's counter grew: out of memory, and the job may well be the reason."""
     monkeypatch.setattr(coroners.proc, "memory_kills", lambda: 10**6)
     death = coroner.examine(worker, signal.SIGKILL)
     assert (death.killed, death.how) == (False, "killed by SIGKILL (out of memory)")
     assert coroner.examine(worker, signal.SIGKILL).killed  # the counter stands still again
+
+
+def test_a_death_that_takes_its_time_is_still_for_want_of_memory(worker, coroner, monkeypatch):
+    """The counter grows when the signal is sent; the process is gone seconds later, after the next count."""
+    coroner.count(100.0)
+    monkeypatch.setattr(coroners.proc, "memory_kills", lambda: 10**6)
+    coroner.count(106.0)
+    assert coroner.examine(worker, signal.SIGKILL).how == "killed by SIGKILL (out of memory)"
+
+
+def test_an_old_kill_of_somebody_else_is_forgotten(worker, coroner, monkeypatch):
+    """Two counts later it has nothing to do with a death of ours."""
+    monkeypatch.setattr(coroners.proc, "memory_kills", lambda: 10**6)
+    for now_s in (100.0, 106.0, 107.0):
+        coroner.count(now_s)
+    assert coroner.examine(worker, signal.SIGKILL).killed
 
 
 def test_evidence_is_read_off_the_row_before_it_is_cleared(worker, coroner, board, tmp_path):

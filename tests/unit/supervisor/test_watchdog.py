@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -41,7 +42,7 @@ def life(took_s: Iterable[float], **more: object) -> list[tuple[float, Sight]]:
         ends_s.append(ends_s[-1] + each)
     seen = []
     while now_s <= ends_s[-1] + TICK_S:
-        steps = max(index for index, end_s in enumerate(ends_s) if end_s <= now_s)
+        steps = bisect_right(ends_s, now_s) - 1
         seen.append((now_s, stepping(steps, ends_s[steps], **more)))
         now_s += TICK_S
     return seen
