@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,16 +14,13 @@ from metamusesd.errors import QueueUnavailable
 from metamusesd.queues.base import (
     INGRESS,
     Append,
-    Claim,
     Limits,
     Receipt,
-    Routed,
     Settlement,
-    Submission,
     Verdict,
     Want,
 )
-from metamusesd.queues.redis_queue import RedisQueue
+from tests.contract.redis_bench import insist, job, opened, running
 from tests.contract.redis_servers import RedisServer, binary_of, end_all, free_ports, wait_until
 from tests.contract.test_redis_cuts import Story, life
 
@@ -96,45 +92,14 @@ def cluster(masters: Cluster) -> Cluster:
     return masters
 
 
-@asynccontextmanager
-async def opened(url: str, prefix: str = "metamuse", limits: Limits | None = None) -> AsyncIterator[RedisQueue]:
-    queue = RedisQueue(url, prefix, limits or Limits(), timeout_s=2.0)
-    await queue.open()
-    try:
-        yield queue
-    finally:
-        await queue.close()
-
-
-def job(id: str) -> Submission:
-    return Submission(id, b"{}", "d", 1)
-
-
-async def insist(make: Callable[[], Awaitable[T]], seen: set[str] | None = None) -> T:
-    while True:
-        try:
-            return await make()
-        except QueueUnavailable as error:
-            if seen is not None:
-                seen.add(error.trouble)
-            await asyncio.sleep(0.05)
-
-
-async def held(queue: RedisQueue, *ids: str) -> list[Claim]:
-    await queue.submit([job(id) for id in ids])
-    taken = await queue.claim("h:1", "n1", [Want(INGRESS, len(ids))], lease_ms=60_000)
-    moves = [Routed(claim.id, claim.token, ("fast",), b"{}") for claim in taken]
-    return await queue.claim("h:1", "n2", [Want("fast", len(ids))], moves, lease_ms=60_000)
-
-
 async def test_the_whole_path(cluster: Cluster) -> None:
     """Whichever node a URL names, and whichever holds the slot: every step of a job, and blocked reads, find it."""
     urls = [node.tcp_url for node in cluster.nodes]
     urls += [f"cluster://127.0.0.1:1,127.0.0.1:{cluster.nodes[n].port}" for n in range(3)]
     for number, url in enumerate(urls):
-        async with opened(url, prefix=f"q{number}") as queue:
+        async with opened(url, 2.0, prefix=f"q{number}") as queue:
             reading = asyncio.ensure_future(queue.events("a", block_ms=5000))
-            (claim,) = await held(queue, "a")
+            (claim,) = await running(queue, "a")
             assert (await reading)[0].kind in ("queued", "started")
             assert await queue.append([Append("a", claim.token, 0, "hi", 1)]) == [OK]
             assert await queue.settle([Settlement("a", claim.token, "done", b'{"x":1}')]) == [OK]
@@ -147,7 +112,7 @@ async def test_the_whole_path(cluster: Cluster) -> None:
 
 async def test_no_key_outside_the_slot(cluster: Cluster) -> None:
     """Every script of a queue's life runs on one node; all its keys are in one slot, on that node."""
-    async with opened(cluster.nodes[0].tcp_url, limits=Limits(max_crashes=1)) as queue:
+    async with opened(cluster.nodes[0].tcp_url, 2.0, limits=Limits(max_crashes=1)) as queue:
         story = Story()
         await life(queue, story.call)
         assert not story.repeats
@@ -167,8 +132,8 @@ async def test_a_slot_moves(cluster: Cluster) -> None:
     neither half. When it has arrived, held jobs go on, producers' jobs are each there once, nothing was left behind."""
     slot, source = cluster.slot("metamuse"), cluster.owner("metamuse")
     target = next(node for node in cluster.nodes if node is not source)
-    async with opened(source.tcp_url) as queue, opened(target.tcp_url) as other:
-        a, b = await held(queue, "a", "b")
+    async with opened(source.tcp_url, 2.0) as queue, opened(target.tcp_url, 2.0) as other:
+        a, b = await running(queue, "a", "b")
         await queue.append([Append("a", a.token, 0, "hi", 1)])
         waiting = asyncio.ensure_future(insist(lambda: queue.wait(["heavy"], 0.05)))
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
@@ -200,8 +165,8 @@ async def test_a_master_dies(cluster: Cluster) -> None:
     replica that takes its place."""
     owner = cluster.owner("metamuse")
     cluster.add_replica(owner)
-    async with opened(owner.tcp_url) as queue:
-        (claim,) = await held(queue, "a")
+    async with opened(owner.tcp_url, 2.0) as queue:
+        (claim,) = await running(queue, "a")
         assert await queue._door.ask("WAIT", 1, 5000) == 1
         waiting = asyncio.ensure_future(queue.wait(["heavy"], 60))
         await queue.view("a")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from metamusesd.errors import QueueError, QueueRefused, QueueUnavailable
-from metamusesd.queues.base import INGRESS, Receipt, Routed, Settlement, Submission, Verdict, Want
+from metamusesd.queues.base import INGRESS, Receipt, Routed, Settlement, Verdict, Want
 from metamusesd.queues.redis_door import RedisDoor
 from metamusesd.queues.redis_queue import RedisQueue
+from tests.contract.redis_bench import insist, job, opened
 from tests.contract.redis_servers import RedisServer, binary_of, end_all, free_ports, wait_until
 
 T = TypeVar("T")
@@ -80,30 +80,6 @@ def watched(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
         each.end()
 
 
-@asynccontextmanager
-async def opened(url: str, timeout_s: float = 2.0) -> AsyncIterator[RedisQueue]:
-    queue = RedisQueue(url, timeout_s=timeout_s)
-    await queue.open()
-    try:
-        yield queue
-    finally:
-        await queue.close()
-
-
-def job(id: str) -> Submission:
-    return Submission(id, b"{}", "d", 1)
-
-
-async def insist(make: Callable[[], Awaitable[T]], seen: list[QueueUnavailable] | None = None) -> T:
-    while True:
-        try:
-            return await make()
-        except QueueUnavailable as error:
-            if seen is not None:
-                seen.append(error)
-            await asyncio.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("kind", "sentinels", "how"),
     [("redis6", 1, "kill"), ("redis7", 3, "kill"), pytest.param("redis7", 1, "stop", marks=pytest.mark.slow_fault)],
@@ -113,7 +89,7 @@ async def test_a_primary_dies(watched: Callable[..., Watched], kind: str, sentin
     the new primary; every job whose submit was followed by WAIT is there, its token holds; what was accepted without,
     may be gone. The old one, when it wakes, is not used any more."""
     place = watched(sentinels, kind)
-    async with opened(place.url) as queue:
+    async with opened(place.url, 2.0) as queue:
         await queue.submit([job("held")])
         (taken,) = await queue.claim("h:1", "n1", [Want(INGRESS, 1)], lease_ms=60_000)
         move = Routed(taken.id, taken.token, ("fast",), b"{}")
@@ -125,7 +101,7 @@ async def test_a_primary_dies(watched: Callable[..., Watched], kind: str, sentin
         reading = asyncio.ensure_future(queue.events("safe0", block_ms=30_000))
         loose = [answer for n in range(50) for answer in await queue.submit([job(f"loose{n}")])]
         place.primary.stop() if how == "kill" else place.primary.signal(signal.SIGSTOP)
-        seen: list[QueueUnavailable] = []
+        seen: set[str] = set()
         (late,) = await insist(lambda: queue.submit([job("late")]), seen)
         assert isinstance(late, Receipt) and seen
         for blocked in (waiting, reading):
