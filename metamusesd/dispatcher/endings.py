@@ -25,7 +25,7 @@ from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_r
 from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
 
-STACKS_CHARS = 4_000  # of a hung worker's stacks, kept with each of its jobs: three crashes fit what the queue keeps
+EARLY = ("taking jobs", "preparing", "prefill")  # phases of a worker in which a job without a token may have been
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,8 @@ def refusal(claim: Claim, error: MetamusesdError) -> Settlement:
 
 def _evidence(run: Run, lost: Lost) -> bytes:
     """What is known of a crash, for `metamusesd dead show`: how the worker ended, and what this job did in it."""
-    told = {key: value for key, value in lost.evidence.items() if key != "stacks"}
-    if stacks := lost.evidence.get("stacks"):
-        told["stacks"] = str(stacks)[:STACKS_CHARS]
-    phase = "decode" if run.first_ns else "preparing" if told.get("phase") == "preparing" else "prefill"
+    told = lost.evidence
+    phase = "decode" if run.first_ns else told.get("phase") if told.get("phase") in EARLY else "prefill"
     return msgspec.json.encode(
         {
             "worker": run.link.worker if run.link else "", **told, "phase": phase, "attempt": run.claim.attempt,
