@@ -214,13 +214,14 @@ local function put_back(id, job, ...)
   end
 end
 
--- Brings a job that stands nowhere to its one terminal state: result, events, notice, and from here on a TTL.
+-- Brings a job that stands nowhere to its one terminal state: result, events, notice, and from here on a TTL. The result
+-- comes before the state: whoever is stopped between them, by an ACL say, is not taken for done, and does it again.
 local function finish(id, job, state, result)
-  local key, ttl_ms = key_of(id), result_ttl_ms
-  if state == 'dead' then ttl_ms = DEAD_TTL_MS else call('HDEL', key, 'body') end
-  call('HSET', key, 'state', state, 'ended', now_text)
-  call('PEXPIRE', key, ttl_ms)
+  local key, ttl_ms = key_of(id), state == 'dead' and DEAD_TTL_MS or result_ttl_ms
   call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
+  call('HSET', key, 'state', state, 'ended', now_text)
+  if state ~= 'dead' then call('HDEL', key, 'body') end
+  call('PEXPIRE', key, ttl_ms)
   redis.pcall('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
   call('PEXPIRE', p .. ':events:' .. id, ttl_ms)
   send_mail(id, job, 'kind', state, 'attempt', job.attempt, 'data', result)

@@ -1,4 +1,4 @@
--- recount · count the live jobs anew, so that a mistake in the counters does not stay
+-- recount · count the live jobs anew, so that a mistake in the counters does not stay; put back what stands nowhere
 --
 -- KEYS  p
 -- ARGV  interval_ms chunk
@@ -8,10 +8,13 @@
 -- counts the next `chunk`, in the order of their sequence numbers, into p:recount; a job that ends (or comes back to life)
 -- with a number that was passed already is taken from there (or put there) by `count_job`, so that the sum is exact when
 -- the last one is passed. An entry of p:live without a live job behind it is a mistake as well, and goes.
+--
+-- A live job that stands in no queue and under no lease was left there by a script that something stopped half-way: an ACL
+-- that changed, a key that somebody else wrote. It goes where its state says; one that ran gets a lease that is over.
 
 local interval_ms, chunk = tonumber(ARGV[1]), tonumber(ARGV[2])
 local KEEP_MS = '60000' -- a recount that nobody goes on with is forgotten
-local FIELDS = {'state', 'tenant', 'prio', 'bytes'}
+local FIELDS = {'state', 'tenant', 'prio', 'bytes', 'score', 'tiers'}
 local live, part, whole = p .. ':live', p .. ':recount', p .. ':counters'
 
 if not (interval_ms and interval_ms > 0 and chunk and chunk > 0) then
@@ -25,12 +28,63 @@ if not from then
   from = '0'
 end
 
+-- Where a job must stand, by its state.
+local function places_of(job)
+  if job.state == 'running' then return {p .. ':leases'} end
+  if job.state == 'delayed' then return {p .. ':delayed'} end
+  if job.state == 'queued' then return {p .. ':ingress'} end
+  local places = {}
+  for tier in string.gmatch(job.tiers, '%S+') do places[#places + 1] = queue_key(tier) end
+  return places
+end
+
+local expected, jobs = {}, {} -- ids by place; what was read
+
+local function expect(id, job)
+  jobs[id] = job
+  for _, place in ipairs(places_of(job)) do
+    local ids = expected[place] or {}
+    ids[#ids + 1], expected[place] = id, ids
+  end
+end
+
+local function set_right(place, id)
+  local job = jobs[id]
+  if job.state == 'running' or job.state == 'delayed' then call('ZADD', place, now, id) else put_back(id, job) end
+end
+
+local function look_for_lost()
+  for place, ids in pairs(expected) do
+    for first = 1, #ids, BATCH do
+      local scores = redis.pcall('ZMSCORE', place, unpack(ids, first, math.min(first + BATCH - 1, #ids)))
+      for i = 1, scores.err and 0 or #scores do -- a place of a wrong type says nothing
+        if not scores[i] then set_right(place, ids[first + i - 1]) end
+      end
+    end
+  end
+end
+
+-- An ended job that is still counted: what is to expire may not have been told so.
+local function let_go(id)
+  call('ZREM', live, id)
+  for _, key in ipairs({key_of(id), p .. ':events:' .. id}) do
+    if call('PTTL', key) == -1 then call('PEXPIRE', key, DEAD_TTL_MS) end
+  end
+end
+
 local entries = call('ZRANGEBYSCORE', live, '(' .. from, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 local sums = {}
 for i = 1, #entries, 2 do
   local job = read(entries[i], FIELDS)
-  if job and not TERMINAL[job.state] then count(sums, job, 1) else call('ZREM', live, entries[i]) end
+  if job and not TERMINAL[job.state] then
+    count(sums, job, 1)
+    expect(entries[i], job)
+  else
+    let_go(entries[i])
+  end
 end
+look_for_lost()
+close()
 if #entries == 2 * chunk then
   for field, sum in pairs(sums) do call('HINCRBY', part, field, sum) end
   call('HSET', whole, 'cursor', format('%.0f', entries[#entries]))
