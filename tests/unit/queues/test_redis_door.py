@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metamusesd.board import RedisTrouble
+from metamusesd.config.load import load
 from metamusesd.errors import ConfigError, InvalidRequest, QueueFault, QueueUnavailable
 from metamusesd.queues.redis_address import Address, parse_place
 from metamusesd.queues.redis_door import SCRIPTS, script_text
@@ -125,6 +126,14 @@ def test_a_cluster() -> None:
     assert place.kind == "cluster" and [str(door) for door in place.doors] == ["h1:1", "h2:6379"]
     assert all(door.password == "pw" and door.tls is not None for door in place.doors)
     assert Address(host="h1", port=1, password="pw", tls=place.entry.tls) == place.doors[0]
+
+
+@pytest.mark.parametrize("url", ["sentinel://h1:1,h2/muse", "cluster://h1,h2:2", "unix:///r.sock", "rediss://h/1"])
+def test_the_configuration_takes_what_the_door_takes(url: str) -> None:
+    """Each form of redis.url passes the check of the configuration; a sentinel URL without a name does not."""
+    assert load(environ={}, overrides={"redis.url": url}).redis_url == url
+    with pytest.raises(ConfigError, match=r"redis\.url"):
+        load(environ={}, overrides={"redis.url": "sentinel://h1:1"})
 
 
 @pytest.mark.parametrize("url", ["sentinel://h", "sentinel:///name", "sentinel://h/n/x", "cluster://", "cluster://h:x"])
