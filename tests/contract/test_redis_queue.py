@@ -23,8 +23,8 @@ from metamusesd.queues.base import (
     Verdict,
     Want,
 )
-from metamusesd.queues.redis_door import RedisDoor
 from metamusesd.queues.redis_address import parse_address
+from metamusesd.queues.redis_door import RedisDoor
 from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.redis_servers import RedisServer, binary_of
 
