@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, replace
 from metamusesd.board import WorkerState
 
 MANY, FEW, MANY_BEATS = 20, 4, 8
+FEWEST_BEATS = 3  # however short hang_s is: a heartbeat may be late
+IDLE_BEAT_S = 1.0  # of a worker that has nothing to do (worker.IDLE_S)
 BUSY = 4
 LEARNT_STEPS, LEARNT_BEATS = 8, 3
 FOLLOW = 0.2  # how fast the usual step follows
@@ -202,7 +204,8 @@ def _quiet_s(watch: Watch, patience: Patience) -> float:
     pace = watch.paces.get(Doing.IDLE if doing is Doing.PREPARING else doing, Pace())
     if doing in BEATING:
         explained_s = _explained_s(pace, MANY_BEATS, LEARNT_BEATS)
-        return min(patience.hang_s, max(floor_s, explained_s)) if explained_s else patience.hang_s
+        most_s = max(patience.hang_s, FEWEST_BEATS * (pace.usual_s or (IDLE_BEAT_S if doing is Doing.IDLE else 0.0)))
+        return min(most_s, max(floor_s, explained_s)) if explained_s else most_s
     explained_s = _explained_s(pace, MANY, LEARNT_STEPS)
     return max(floor_s, explained_s) if explained_s else max(patience.hang_s, MANY * watch.last.step_s)
 

@@ -40,6 +40,18 @@ def facts() -> dict[str, object]:
     }
 
 
+def load(birth: Birth) -> None:
+    """Beats until the test has seen enough; or beats once, and stands still."""
+    row = birth.board.workers[birth.row]
+    row.write(state=WorkerState.LOADING, beat_ns=time.monotonic_ns())
+    note(birth, "loading")
+    while (wanted := mischief(birth)) == "loads slowly":
+        row.write(beat_ns=time.monotonic_ns())
+        time.sleep(0.05)
+    if wanted == "stands still while loading":
+        time.sleep(600)
+
+
 def main(birth: Birth) -> int:
     note(birth, "born", generation=birth.generation, **facts())
     wanted = mischief(birth)
@@ -53,6 +65,8 @@ def main(birth: Birth) -> int:
         return 78
     if wanted == "never ready":
         time.sleep(600)
+    if "load" in wanted:
+        load(birth)
     if wanted != "ignores term":
         signal.signal(signal.SIGTERM, lambda *_: (note(birth, "term"), sys.exit(0)))
     else:

@@ -271,6 +271,39 @@ def test_a_dispatcher_without_a_heartbeat_is_replaced(tmp_path):
         }
 
 
+def test_a_dispatcher_that_stands_still_leaves_its_stacks(tmp_path):
+    """Alive, and without a heartbeat: its stacks are kept, and the log names the file."""
+    with Daemon(tmp_path / "d", daemon__hang_s=1) as daemon:
+        daemon.ready().mischief("dispatcher", "no heartbeat")
+        died = until(lambda: [event for event in daemon.events() if event["event"] == "child died"])[0]
+        assert died["child"] == "dispatcher"
+        assert "kid_dispatcher.py" in (tmp_path / "d/evidence" / died["stacks"]).read_text()
+
+
+def test_a_worker_that_stands_still_while_it_loads_is_replaced_long_before_boot_s(tmp_path):
+    """Its heartbeat began and stopped: hang_s is the patience."""
+    daemon = Daemon(tmp_path / "d", daemon__hang_s=1, tiers__fast__workers=1)
+    daemon.mischief("fast-0", "stands still while loading")
+    with daemon:
+        until(lambda: daemon.notes("fast-0", "loading"))
+        until(lambda: len(daemon.notes("fast-0", "born")) == 2)
+        daemon.mischief("fast-0", "")
+        died = next(event for event in daemon.events() if event["event"] == "child died")
+        assert (died["phase"], died["how"][:17]) == ("loading", "killed by SIGABRT")
+        assert "in loading" in died["hung"]
+
+
+def test_a_worker_that_loads_slowly_is_left_alone(tmp_path):
+    """Longer than hang_s, with a heartbeat."""
+    daemon = Daemon(tmp_path / "d", daemon__hang_s=1, tiers__fast__workers=1)
+    daemon.mischief("fast-0", "loads slowly")
+    with daemon:
+        until(lambda: daemon.notes("fast-0", "loading"))
+        until(lambda: daemon.worker("fast-0")["since_s"] > 2.5)
+        daemon.mischief("fast-0", "")
+        assert daemon.ready().worker("fast-0")["generation"] == 1
+
+
 def test_a_worker_that_never_becomes_ready_is_replaced_and_then_given_up(tmp_path):
     """boot_s is a limit, and boot failures have a limit of their own."""
     daemon = Daemon(tmp_path / "d", daemon__boot_s=1, tiers__fast__workers=1)

@@ -147,9 +147,16 @@ def beating(beats: int, every_s: float, doing: Doing = Doing.IDLE) -> list[tuple
 
 def test_an_idle_worker_owes_its_heartbeat():
     """One beat a second: eight seconds without one. Slow beats never make it longer than hang_s."""
-    for every_s, found_s in ((1.0, 8), (0.2, 5), (10.0, 30)):
+    for every_s, found_s in ((1.0, 8), (0.2, 5), (9.0, 30)):
         watch = end_of(beating(20, every_s))
         assert hung_after_s(watch, watch.last) == pytest.approx(found_s, abs=1), every_s
+
+
+def test_a_patience_shorter_than_a_heartbeat_kills_no_idle_worker():
+    """hang_s of one second, a beat every second: three of them at least, from the first one on."""
+    short = Patience(hang_s=1.0, least_s=1.0)
+    for beats in (1, 20):
+        assert limit_s(end_of(beating(beats, 1.0)), short) == pytest.approx(3.0)
 
 
 def test_a_dispatcher_that_computes_has_hang_s():
