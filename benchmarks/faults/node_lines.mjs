@@ -24,7 +24,8 @@ async function one ({ id, request, options, cancelMs }) {
     if (event.kind === 'token') text += event.text
     if (!ENDED.has(event.kind)) continue
     await cancelled
-    say({ id, say: 'ended', state: event.kind, text, content: event.result.content, code: event.result.error?.code ?? '' })
+    const { content = '', error } = event.result
+    say({ id, say: 'ended', state: event.kind, text, content, code: error?.code ?? '' })
   }
 }
 

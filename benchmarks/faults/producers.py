@@ -21,7 +21,6 @@ from metamusesd.errors import (
     DeadlineUnmeetable,
     IdConflict,
     JobGone,
-    MetamusesdError,
     QueueError,
     QueueFull,
     RequestError,
@@ -56,12 +55,11 @@ class Producers:
                 await self._live(life, dice)
         except TimeoutError:
             life.wrongs.append(f"no end within {LIFE_LIMIT_S:g} s")
-        except Refused as refusal:
-            life.refused = str(refusal)
         except ExceptionGroup as group:
-            self._explain(life, group)
-        except (MetamusesdError, ReplyError) as error:
-            life.wrongs.append(f"a producer saw {error!r}")
+            for error in group.exceptions:
+                self._explain(life, error)
+        except Exception as error:
+            self._explain(life, error)
         life.note("left")
         return life
 
@@ -89,14 +87,11 @@ class Producers:
             if job.stream and not job.raw and dice.random() < 0.5:
                 group.create_task(self._follow(life, submit, dice.choice(self._clients)))
 
-    def _explain(self, life: Life, group: ExceptionGroup) -> None:
-        for error in group.exceptions:
-            if isinstance(error, Refused):
-                life.refused = str(error)
-            elif isinstance(error, MetamusesdError | ReplyError):
-                life.wrongs.append(f"a producer saw {error!r}")
-            else:
-                raise group
+    def _explain(self, life: Life, error: Exception) -> None:
+        if isinstance(error, Refused):
+            life.refused = str(error)
+        else:
+            life.wrongs.append(f"a producer saw {error!r}")
 
     def _way(
         self, life: Life, dice: random.Random

@@ -152,11 +152,14 @@ def rows(verdict: Verdict, appendfsync: str) -> Report:
     history = verdict.history
     case = f"seed {history.seed}, appendfsync {appendfsync}"
     report = Report(benchmark="faults", command="")
-    states = Counter(verdict.facts[life.id].hash.get("state", "absent") for life in history.lives if life.accepted_ms)
-    counts = {"jobs accepted": sum(1 for life in history.lives if life.accepted_ms)}
+    accepted = [life for life in history.lives if life.accepted_ms and not life.job.spoil]
+    states = Counter(verdict.facts.get(life.id, Facts()).hash.get("state", "absent") for life in accepted)
+    counts = {"jobs accepted": len(accepted)}
     counts |= {f"… {state}": count for state, count in sorted(states.items())}
     counts |= {"… through Node": sum(1 for life in history.lives if any("node:" in what for _, what in life.notes))}
     counts |= {"jobs refused": sum(1 for life in history.lives if life.refused)}
+    counts |= {"jobs spoilt by a foreign hand": sum(1 for life in history.lives if life.job.spoil)}
+    counts |= {"jobs gone, and submitted again": sum(bool(life.lost) for life in history.lives)}
     counts |= {"submits repeated after no answer": sum(life.unsure for life in history.lives)}
     counts |= {"restarts seen in streams": _restarts(verdict)}
     counts |= {f"faults: {what}": n for what, n in sorted(Counter(map(_fault_name, history.faults)).items())}
