@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -17,7 +16,6 @@ from metamusesd.queues.base import (
     Fault,
     Receipt,
     Requeue,
-    Routed,
     Settlement,
     Submission,
     Verdict,
@@ -29,7 +27,6 @@ from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.redis_servers import RedisServer, binary_of
 
 OK = Verdict.OK
-T = TypeVar("T")
 
 
 @pytest.fixture(params=["redis6", "redis7"])
@@ -64,68 +61,6 @@ async def test_script_flush(queue: RedisQueue, door: RedisDoor) -> None:
     assert [answer.id for answer in await queue.submit([job("a")])] == ["a"]  # type: ignore[union-attr]
     await door.ask("SCRIPT", "FLUSH")
     assert await queue.cancel("a") == "cancelled"
-
-
-class Lossy:
-    """A relay in front of Redis. With `lose` set, the next replies are swallowed and the connection is cut: the server
-    has done what it was asked, and the caller does not know."""
-
-    def __init__(self, server: RedisServer, path: Path) -> None:
-        self.server, self.path, self.lose, self.lost = server, path, False, 0
-
-    async def __aenter__(self) -> Lossy:
-        self.relay = await asyncio.start_unix_server(self._serve, self.path)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.relay.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_unix_connection(self.server.socket)
-        await asyncio.gather(self._copy(reader, to_server), self._replies(from_server, writer))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if self.lose:
-                self.lose, self.lost = False, self.lost + 1
-                break
-            writer.write(data)
-        writer.close()
-
-
-async def test_every_call_survives_a_lost_reply(server: RedisServer, queue: RedisQueue, tmp_path: Path) -> None:
-    """Each script runs, its reply is lost, the call is made again by itself, and it is as if it had run once."""
-    async with Lossy(server, tmp_path / "lossy.sock") as relay:
-        lossy = RedisQueue(f"unix://{relay.path}")
-        await lossy.open()
-        calls = 0
-
-        async def losing(call: Coroutine[object, object, T]) -> T:
-            nonlocal calls
-            relay.lose, calls = True, calls + 1
-            return await call
-
-        assert [answer.id for answer in await losing(lossy.submit([job("a"), job("b")]))] == ["a", "b"]  # type: ignore[union-attr]
-        a, b = await losing(lossy.claim("h:1", "n1", [Want(INGRESS, 2)], lease_ms=60_000))
-        moves = [Routed(each.id, each.token, ("fast",), b"{}") for each in (a, b)]
-        a, b = await losing(lossy.claim("h:1", "n2", [Want("fast", 2)], moves, lease_ms=60_000))
-        assert await losing(lossy.append([Append("a", a.token, 0, "hi", 1)])) == [OK]
-        assert await losing(lossy.renew([("a", a.token)], lease_ms=60_000)) == [OK]
-        assert await losing(lossy.settle([Settlement("a", a.token, "done", b"{}")])) == [OK]
-        assert await losing(lossy.requeue([Requeue("b", b.token, "x", Fault.CRASH)])) == [OK]
-        assert await losing(lossy.cancel("b")) == "cancelled"
-        await losing(lossy.reap("h:1"))
-        assert relay.lost == calls == 9
-        await lossy.close()
-    assert [event.kind for event in await queue.events("a")] == ["started", "token", "done"]
-    assert [event.kind for event in await queue.events("b")] == ["started", "restarted", "cancelled"]
-    view = await queue.view("b")
-    assert view and (view.crashes, view.attempt) == (1, 2)
 
 
 async def test_a_killed_connection(queue: RedisQueue, door: RedisDoor) -> None:
