@@ -204,6 +204,7 @@ if mistake then return mistake end
 set_bounds(ARGV[1], ARGV[2], ARGV[3])
 lease_end = format('%.0f', now + lease_ms)
 if repeated() then return reply end
+local emptied = {} -- markers of queues in which nothing is left
 route()
 for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   local queue, count, floor = ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
@@ -211,10 +212,11 @@ for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   if more or count == 0 then
     touched[queue] = true
   elseif floor == 0 then -- the queue is empty now; above a floor nobody knows, and re-arming would spin
-    call('DEL', p .. ':marker:' .. queue)
+    emptied[#emptied + 1] = p .. ':marker:' .. queue
     touched[queue] = nil
   end
 end
+if emptied[1] then call('DEL', unpack(emptied)) end
 if #taken_ids > 0 then
   call('SET', p .. ':claimed:' .. owner, nonce .. ' ' .. table.concat(taken_ids, ' '), 'PX', REPEAT_MS)
 end

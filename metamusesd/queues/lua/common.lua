@@ -16,7 +16,7 @@
 --   p:recount                   hash    the same of the jobs up to the sequence `cursor`, see recount.lua
 --   p:turns                     hash    queue → claims since the last turn of an aged job, see claim.lua
 --   p:unserved                  hash    tier → since when no live host serves it, see reap.lua
---   p:limits                    hash    what configure wrote; `bounds`, the part that submit needs; and drain_milli_hz:
+--   p:limits                    hash    what configure wrote, and drain_milli_hz:
 --                                       jobs that all live hosts start in 1000 s, see reap.lua
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
@@ -38,9 +38,11 @@ local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '
 local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
 local mailed, touched = {}, {} -- mailboxes, queues that this call changed: `close` sees to them
-local born, gone = {}, {} -- sequence, id …; id …: jobs that became live or ended in this call
-local counters, counted, recounted = {}, false, nil -- the counters as this call has them; changed; and of a recount
-local cursor -- the sequence up to which a recount under way has counted, -1 when there is none
+-- The counters as this call has them (sums), and what it must write to them: whether they changed, and which jobs became
+-- live (born: sequence, id …) or ended (gone: id …). `cursor` is that of a recount under way, or -1; `passed` what changed
+-- among the jobs that it has counted already.
+-- (One table, because each local that functions share costs time whenever a function is made.)
+local tally = {sums = {}, changed = false, born = {}, gone = {}, cursor = nil, passed = {}}
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -118,56 +120,54 @@ end
 
 -- Reads the counters of a tenant and a class, once a call. The names of the two.
 local function know(tenant, prio)
-  local mine, class = 'jobs:' .. tenant, 'jobs:class:' .. prio
-  if not (counters[mine] and counters[class]) then
+  local sums, mine, class = tally.sums, 'jobs:' .. tenant, 'jobs:class:' .. prio
+  if not (sums[mine] and sums[class]) then
     local found = redis.pcall('HMGET', p .. ':counters', 'cursor', 'jobs', 'bytes', mine, class)
     if found.err then call('DEL', p .. ':counters') end -- somebody else's: recount makes them anew
-    cursor = cursor or tonumber(found[1] or nil) or -1
-    counters.jobs = counters.jobs or tonumber(found[2] or nil) or 0
-    counters.bytes = counters.bytes or tonumber(found[3] or nil) or 0
-    counters[mine] = counters[mine] or tonumber(found[4] or nil) or 0
-    counters[class] = counters[class] or tonumber(found[5] or nil) or 0
+    tally.cursor = tally.cursor or tonumber(found[1] or nil) or -1
+    sums.jobs = sums.jobs or tonumber(found[2] or nil) or 0
+    sums.bytes = sums.bytes or tonumber(found[3] or nil) or 0
+    sums[mine] = sums[mine] or tonumber(found[4] or nil) or 0
+    sums[class] = sums[class] or tonumber(found[5] or nil) or 0
   end
   return mine, class
 end
 
--- Adds a job to sums, or takes it away (by = -1).
-local function count(sums, job, by)
-  local mine, class = 'jobs:' .. job.tenant, 'jobs:class:' .. job.prio
-  sums.jobs, sums.bytes = (sums.jobs or 0) + by, (sums.bytes or 0) + by * (tonumber(job.bytes) or 0)
-  sums[mine], sums[class] = (sums[mine] or 0) + by, (sums[class] or 0) + by
-end
-
 -- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
 local function count_job(id, job, by)
-  local sequence = score_of(job) % STRIDE
-  know(job.tenant, job.prio)
-  count(counters, job, by)
-  counted = true
+  local sequence, born, gone = score_of(job) % 2 ^ 44, tally.born, tally.gone
+  local mine, class = know(job.tenant, job.prio)
+  local sums, bytes = tally.sums, by * (tonumber(job.bytes) or 0)
+  sums.jobs, sums.bytes, sums[mine], sums[class] = sums.jobs + by, sums.bytes + bytes, sums[mine] + by, sums[class] + by
+  tally.changed = true
   if by > 0 then
     born[#born + 1], born[#born + 2] = format('%.0f', sequence), id
   else
     gone[#gone + 1] = id
   end
-  if sequence <= cursor then
-    recounted = recounted or {}
-    count(recounted, job, by)
+  if sequence <= tally.cursor then
+    local passed = tally.passed
+    for field, number in pairs({jobs = by, bytes = bytes, [mine] = by, [class] = by}) do
+      passed[field] = (passed[field] or 0) + number
+    end
   end
 end
 
-local function write_counters()
+local function write_tally()
   local key, part, kept, dropped = p .. ':counters', p .. ':recount', {}, {}
-  if counters.jobs <= 0 then
+  if tally.gone[1] then call('ZREM', p .. ':live', unpack(tally.gone)) end
+  if tally.born[1] then call('ZADD', p .. ':live', unpack(tally.born)) end
+  if tally.sums.jobs <= 0 then
     call('DEL', key) -- no job is live: whatever else stands there is a mistake
   else
-    for field, number in pairs(counters) do
+    for field, number in pairs(tally.sums) do
       if number > 0 then kept[#kept + 1], kept[#kept + 2] = field, number else dropped[#dropped + 1] = field end
     end
     call('HSET', key, unpack(kept))
     if dropped[1] then call('HDEL', key, unpack(dropped)) end
   end
-  if recounted and call('EXISTS', part) == 1 then
-    for field, by in pairs(recounted) do call('HINCRBY', part, field, by) end
+  if tally.passed.jobs and call('EXISTS', part) == 1 then
+    for field, by in pairs(tally.passed) do call('HINCRBY', part, field, by) end
   end
 end
 
@@ -179,9 +179,7 @@ end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
 local function close()
-  if gone[1] then call('ZREM', p .. ':live', unpack(gone)) end
-  if born[1] then call('ZADD', p .. ':live', unpack(born)) end
-  if counted then write_counters() end
+  if tally.changed then write_tally() end
   for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
   for queue in pairs(touched) do
     if call('EXISTS', queue_key(queue)) == 1 then arm(queue) else call('DEL', p .. ':marker:' .. queue) end
@@ -219,8 +217,11 @@ end
 local function finish(id, job, state, result)
   local key, ttl_ms = key_of(id), state == 'dead' and DEAD_TTL_MS or result_ttl_ms
   call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
-  call('HSET', key, 'state', state, 'ended', now_text)
-  if state ~= 'dead' then call('HDEL', key, 'body') end
+  if state == 'dead' then
+    call('HSET', key, 'state', state, 'ended', now_text)
+  else
+    call('HSET', key, 'state', state, 'ended', now_text, 'body', '')
+  end
   call('PEXPIRE', key, ttl_ms)
   redis.pcall('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
   call('PEXPIRE', p .. ':events:' .. id, ttl_ms)

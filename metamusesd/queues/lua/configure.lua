@@ -24,9 +24,4 @@ for a = 1, #ARGV, 2 do
   end
 end
 call('HSET', p .. ':limits', unpack(ARGV))
-local names, bounds = {'max_jobs', 'max_bytes', 'max_tenant_jobs', 'max_queue_size:0', 'max_queue_size:1',
-                       'max_queue_size:2', 'max_queue_size:3'}, {}
-local limits = rare().published(unpack(names))
-for i, name in ipairs(names) do bounds[i] = format('%.0f', limits[name]) end
-call('HSET', p .. ':limits', 'bounds', table.concat(bounds, ' '))
 return 1

@@ -72,12 +72,18 @@ local function let_go(id)
   end
 end
 
+local function count(sums, job)
+  local mine, class = 'jobs:' .. job.tenant, 'jobs:class:' .. job.prio
+  sums.jobs, sums.bytes = (sums.jobs or 0) + 1, (sums.bytes or 0) + (tonumber(job.bytes) or 0)
+  sums[mine], sums[class] = (sums[mine] or 0) + 1, (sums[class] or 0) + 1
+end
+
 local entries = call('ZRANGEBYSCORE', live, '(' .. from, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 local sums = {}
 for i = 1, #entries, 2 do
   local job = read(entries[i], FIELDS)
   if job and not TERMINAL[job.state] then
-    count(sums, job, 1)
+    count(sums, job)
     expect(entries[i], job)
   else
     let_go(entries[i])

@@ -70,22 +70,14 @@ local function known(id, digest, idem_key, box)
   return {'duplicate', id, found[1]}
 end
 
-local sequence, limits = nil, nil -- read once a call
+local sequence -- drawn once a call
+local limits = {} -- by priority: max_jobs, max_bytes, max_tenant_jobs, max_queue_size; read once a call
 
 -- Numbers for all jobs of the call are drawn at once; those that are not used leave a gap.
 local function next_number()
   local most = #ARGV / WIDTH
   sequence = (sequence or call('INCRBY', p .. ':seq', most) - most) + 1
   return sequence
-end
-
--- max_jobs, max_bytes, max_tenant_jobs, then max_queue_size of the four classes, low first.
-local function read_limits()
-  local numbers = {}
-  for number in string.gmatch(call('HGET', p .. ':limits', 'bounds') or '100000 1073741824 50000 0 0 0 0', '%d+') do
-    numbers[#numbers + 1] = tonumber(number)
-  end
-  return numbers
 end
 
 local function later(jobs)
@@ -96,12 +88,15 @@ end
 -- The bound that is reached, and the jobs that it counts.
 local function bound_reached(tenant, prio, bytes)
   local mine, class = know(tenant, prio)
-  limits = limits or read_limits()
-  local class_most = limits[4 + prio]
-  if counters.jobs >= limits[1] then return 'jobs', limits[1] end
-  if counters.bytes + bytes > limits[2] then return 'bytes', counters.jobs end
-  if counters[mine] >= limits[3] then return 'tenant_jobs', limits[3] end
-  if class_most > 0 and counters[class] >= class_most then return 'class_jobs', class_most end
+  limits[prio] = limits[prio]
+    or redis.pcall('HMGET', p .. ':limits', 'max_jobs', 'max_bytes', 'max_tenant_jobs', 'max_queue_size:' .. prio)
+  local sums, most, most_bytes, tenant_most, class_most = tally.sums, unpack(limits[prio], 1, 4)
+  most, most_bytes = tonumber(most or nil) or 100000, tonumber(most_bytes or nil) or 1073741824
+  tenant_most, class_most = tonumber(tenant_most or nil) or 50000, tonumber(class_most or nil) or 0
+  if sums.jobs >= most then return 'jobs', most end
+  if sums.bytes + bytes > most_bytes then return 'bytes', sums.jobs end
+  if sums[mine] >= tenant_most then return 'tenant_jobs', tenant_most end
+  if class_most > 0 and sums[class] >= class_most then return 'class_jobs', class_most end
 end
 
 local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, stream)
