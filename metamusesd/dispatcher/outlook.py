@@ -32,6 +32,7 @@ class Outlook:
         self.arrived = asyncio.Event()
         self.newcomer = ""  # a job that was routed a moment ago and waits
         self._models = {tier.name: tier.model for tier in tiers}
+        self._pressed: set[str] = set()  # tiers in which somebody waited since the last survey
         self._waiting: dict[str, list[int]] = {}  # by tier and class: the last survey, and what has passed since
 
     def __repr__(self) -> str:
@@ -43,6 +44,8 @@ class Outlook:
         counts = Counter(claim.queue for claim in started)
         for tier, forecast in self.forecast.tiers.items():
             forecast.rate.started(counts[tier], tier in waiting, now_s)
+            if tier in waiting:
+                self._pressed.add(tier)
         for claim in started:
             self.forecast.begun(claim.id, now_s)
             self._count(claim.queue, claim.priority, -1)
@@ -72,12 +75,15 @@ class Outlook:
         self._waiting = {depth.queue: list(depth.by_class) for depth in depths}
 
     def services(self, free: Mapping[str, int]) -> dict[str, Service]:
-        """What to announce. `free` has the places of every own tier that has workers now."""
+        """What to announce. `free` has the places of every own tier that has workers now; where somebody waits there is
+        none, whatever is kept for higher classes."""
         now_s = time.monotonic()
         self.forecast.calibrate()
         for tier, model in self._models.items():
-            known = tier in free
-            self.hosts.own[tier] = self.forecast.service(tier, model, free[tier], now_s) if known else Service(model)
+            places = 0 if tier in self._pressed else free.get(tier, 0)
+            known = self.forecast.service(tier, model, places, now_s)
+            self.hosts.own[tier] = known if tier in free else Service(model)
+        self._pressed.clear()
         return dict(self.hosts.own)
 
     def placed(self, position: Position | None, id: str) -> None:
