@@ -26,7 +26,6 @@
 -- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'. What goes to
 -- Redis once a job is a string: a Lua number is printed anew at every call, which takes as long as a small command.
 
-local p, call, format = KEYS[1], redis.call, string.format
 local STRIDE = 2 ^ 44
 local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
 local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
@@ -37,16 +36,19 @@ local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '
                  owner = '', back = '', retries = '0', claimed = '0', body = '', route = ''}
 local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
-local mailed, touched = {}, {} -- mailboxes, queues that this call changed: `close` sees to them
+local mailed, touched = nil, {} -- mailboxes, queues that this call changed: `close` sees to them
 -- The counters as this call has them (sums), and what it must write to them: whether they changed, and which jobs became
 -- live (born: sequence, id …) or ended (gone: id …). `cursor` is that of a recount under way, or -1; `passed` what changed
 -- among the jobs that it has counted already.
 -- (One table, because each local that functions share costs time whenever a function is made.)
-local tally = {sums = {}, changed = false, born = {}, gone = {}, cursor = nil, passed = {}}
+local tally -- made by `know`
 
-local clock = call('TIME')
+local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local now_text = format('%.0f', now)
+local now_text = string.format('%.0f', now)
+
+-- The last of the locals: a local that many functions share is found the sooner, whenever one is made, the later it stands.
+local p, call, format = KEYS[1], redis.call, string.format
 
 local function invalid(field, problem, remedy)
   return {err = 'INVALID ' .. field .. '|' .. problem .. '|' .. remedy}
@@ -107,6 +109,7 @@ local function send_mail(id, job, ...)
   for box in string.gmatch(job.reply_to, '%S+') do
     local key = p .. ':mail:' .. box
     redis.pcall('XADD', key, 'MAXLEN', '~', mail_cap, '*', 'id', id, ...) -- a mailbox of a wrong type gets none
+    mailed = mailed or {}
     mailed[key] = true
   end
 end
@@ -120,6 +123,7 @@ end
 
 -- Reads the counters of a tenant and a class, once a call. The names of the two.
 local function know(tenant, prio)
+  tally = tally or {sums = {}, changed = false, born = {}, gone = {}, cursor = nil, passed = nil}
   local sums, mine, class = tally.sums, 'jobs:' .. tenant, 'jobs:class:' .. prio
   if not (sums[mine] and sums[class]) then
     local found = redis.pcall('HMGET', p .. ':counters', 'cursor', 'jobs', 'bytes', mine, class)
@@ -135,8 +139,8 @@ end
 
 -- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
 local function count_job(id, job, by)
-  local sequence, born, gone = score_of(job) % 2 ^ 44, tally.born, tally.gone
   local mine, class = know(job.tenant, job.prio)
+  local sequence, born, gone = score_of(job) % 2 ^ 44, tally.born, tally.gone
   local sums, bytes = tally.sums, by * (tonumber(job.bytes) or 0)
   sums.jobs, sums.bytes, sums[mine], sums[class] = sums.jobs + by, sums.bytes + bytes, sums[mine] + by, sums[class] + by
   tally.changed = true
@@ -146,7 +150,8 @@ local function count_job(id, job, by)
     gone[#gone + 1] = id
   end
   if sequence <= tally.cursor then
-    local passed = tally.passed
+    local passed = tally.passed or {}
+    tally.passed = passed
     for field, number in pairs({jobs = by, bytes = bytes, [mine] = by, [class] = by}) do
       passed[field] = (passed[field] or 0) + number
     end
@@ -166,7 +171,7 @@ local function write_tally()
     call('HSET', key, unpack(kept))
     if dropped[1] then call('HDEL', key, unpack(dropped)) end
   end
-  if tally.passed.jobs and call('EXISTS', part) == 1 then
+  if tally.passed and call('EXISTS', part) == 1 then
     for field, by in pairs(tally.passed) do call('HINCRBY', part, field, by) end
   end
 end
@@ -179,8 +184,10 @@ end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
 local function close()
-  if tally.changed then write_tally() end
-  for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
+  if tally and tally.changed then write_tally() end
+  if mailed then
+    for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
+  end
   for queue in pairs(touched) do
     if call('EXISTS', queue_key(queue)) == 1 then arm(queue) else call('DEL', p .. ':marker:' .. queue) end
   end
