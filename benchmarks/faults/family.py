@@ -28,6 +28,7 @@ CONFIG = """
 [daemon]
 state_dir = "{folder}/s"
 hang_s = 1.0
+hang_least_s = 0.5
 backoff_s = 0.01
 backoff_most_s = 0.5
 drain_s = 3.0

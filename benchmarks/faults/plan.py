@@ -26,10 +26,10 @@ WEIGHTS = {
     "plain": 580, "cancel": 120, "deadline": 90, "race": 50, "failing": 30, "bad": 60, "unknown": 20, "conflict": 20,
     "huge": 10, "poison": 6, "spoilt": 15,
 }  # fmt: skip
-POISONS = (
-    "!crash=step{step}", "!segv=step{step}", "!hang=step{step}", "!stall=step{step}", "!spin=step{step}", "!exit=3",
-    "!prepare-crash",
-)  # fmt: skip
+POISONS = {  # with weights: a worker that computes for ever is given up late
+    "!crash=step{step}": 5, "!segv=step{step}": 4, "!exit=3": 4, "!prepare-crash": 3, "!hang=step{step}": 3,
+    "!stall=step{step}": 2, "!spin=step{step}": 1,
+}  # fmt: skip
 BAD_BODIES = (b"\xff\x00{{{", b"", b"[]", b'{"user_query": 7}', b'{"user_query":""}', b'"text"', b"null", b"{" * 5000)
 SPOILS = ("no body", "no fields", "text fields", "no hash", "no job but a text", "a ghost in the queue")
 CANCELS = ("at once", "started", "token", "later")
@@ -153,7 +153,7 @@ def _make_huge(dice: random.Random, number: int, id: str) -> Job:
 
 
 def _make_poison(dice: random.Random, number: int, id: str) -> Job:
-    poison = dice.choice(POISONS).format(step=dice.randint(1, 4))
+    poison = dice.choices(list(POISONS), list(POISONS.values()))[0].format(step=dice.randint(1, 4))
     fields = _plain(dice, number, id, "poison")
     fields |= {"query": f"a b c d e f {poison}", "text": "", "ends": frozenset({"dead"})}
     return Job(**fields)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from metamusesd.errors import (
 )  # fmt: skip
 from metamusesd.job import Result
 
-LIFE_LIMIT_S = 120.0  # no job of the plan takes longer, whatever chaos does
+LIFE_LIMIT_S = 240.0  # no job of the plan takes longer, whatever chaos does
 SUBMIT_S, WAIT_S = 10.0, 20.0
 PAUSE_S = 0.2
 MOST_LOST = 20
