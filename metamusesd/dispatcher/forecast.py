@@ -17,7 +17,7 @@ from metamusesd.queues.base import Service
 
 STARTS = 64  # that many starts ago, a rate's memory has faded to a third
 LEAST_STARTS = 8  # before a rate is told
-RATIOS = 128
+RATIOS = 192
 LEAST_RATIOS = 20  # before quantiles of them are believed
 PRIOR = {0.25: 0.5, 0.5: 1.0, 0.9: 2.0}  # until then
 RUNS = 64
