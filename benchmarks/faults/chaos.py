@@ -18,13 +18,14 @@ from benchmarks.faults.family import Family
 from benchmarks.faults.history import History, now_ms
 from benchmarks.faults.resp import Redis, ReplyError
 
-GAP_S = (0.3, 3.0)
+GAP_S, NO_GAP_S = (0.3, 3.0), (0.0, 0.05)
+AT_ONCE = 0.2  # of the faults come right after the one before
 STOP_S = (0.05, 4.0)
 CALM_EVERY, CALM_S = 10, 6.0
 ORPHAN_S = 5.0
 WEIGHTS = {
     "kill worker": 22, "stop worker": 12, "kill dispatcher": 18, "stop dispatcher": 8, "kill supervisor": 6,
-    "stop supervisor": 4, "drain": 3, "kill redis": 6, "stop redis": 8, "script flush": 4, "client kill": 9,
+    "stop supervisor": 4, "drain": 3, "kill redis": 9, "stop redis": 8, "script flush": 4, "client kill": 9,
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ class Chaos:
         end_s = time.monotonic() + seconds
         count = 0
         while time.monotonic() < end_s:
-            await asyncio.sleep(self._dice.uniform(*GAP_S))
+            await asyncio.sleep(self._dice.uniform(*(GAP_S if self._dice.random() > AT_ONCE else NO_GAP_S)))
             what = self._dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
             await self._act(what)
             count += 1

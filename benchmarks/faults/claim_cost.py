@@ -70,20 +70,19 @@ class Deep:
             await self._queue.claim("b:1", self._nonce(), [Want("fast", 0)], routed, lease_ms=LEASE_MS)
             self.depth += len(claims)
 
-    async def round(self, jobs: int, together: int) -> Cost:
-        """Claim and settle so many, `together` in one call."""
+    async def round(self, jobs: int) -> Cost:
+        """Claim and settle so many, one in a call."""
         depth, server_us, client_s = self.depth, 0.0, 0.0
-        for _ in range(max(1, jobs // CHUNK)):
+        for _ in range(jobs // CHUNK):
             before, start_s = await self._server_us(), time.perf_counter()
-            for _ in range(CHUNK // together or 1):
-                claims = await self._queue.claim("b:1", self._nonce(), [Want("fast", together)], lease_ms=LEASE_MS)
+            for _ in range(CHUNK):
+                claims = await self._queue.claim("b:1", self._nonce(), [Want("fast", 1)], lease_ms=LEASE_MS)
                 await self._queue.settle([Settlement(one.id, one.token, "done", _result(one.id)) for one in claims])
                 self.depth -= len(claims)
             client_s += time.perf_counter() - start_s
             server_us += await self._server_us() - before
             await self.fill(depth)
-        done = max(1, jobs // CHUNK) * max(CHUNK, together)
-        return Cost(server_us / done, client_s * 1e6 / done)
+        return Cost(server_us / jobs, client_s * 1e6 / jobs)
 
     async def _server_us(self) -> float:
         """Time that the server has spent in scripts so far."""
@@ -111,7 +110,7 @@ async def _run(args: argparse.Namespace) -> Report:
         await deep.open()
         await shallow.open()
         await shallow.fill(SHALLOW)
-        await shallow.round(jobs, 1)  # warm
+        await shallow.round(jobs)  # warm
         empty = await _memory(redis)
         for depth in depths:
             await deep.fill(depth)
@@ -139,10 +138,10 @@ async def _run(args: argparse.Namespace) -> Report:
 async def _pair(deep: Deep, shallow: Deep, jobs: int, number: int) -> tuple[Cost, Cost]:
     """One round of both, in turned order."""
     if number % 2:
-        other = await shallow.round(jobs, 1)
-        return await deep.round(jobs, 1), other
-    mine = await deep.round(jobs, 1)
-    return mine, await shallow.round(jobs, 1)
+        other = await shallow.round(jobs)
+        return await deep.round(jobs), other
+    mine = await deep.round(jobs)
+    return mine, await shallow.round(jobs)
 
 
 def _rows(depth: int, jobs: int, pairs: list[tuple[Cost, Cost]], *, last: bool) -> list[Row]:
