@@ -37,7 +37,7 @@ BATCH = 1000  # entries of one script call: bounds how long the server is held, 
 VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 
 CLAIM_WIDTH = 15
-RECOUNT_MS, RECOUNT_JOBS = 30_000, 2000  # how often the counters are mended, and what one call counts: some 5 ms
+RECOUNT_MS, RECOUNT_JOBS = 30_000, 1000  # how often the counters are mended, and what one call counts: some 5 ms
 DEFAULTS = Limits()
 T = TypeVar("T")
 R = TypeVar("R")

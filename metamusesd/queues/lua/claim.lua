@@ -26,7 +26,6 @@ local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant
                 'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
 local reply, taken_ids, fetched, aged, lease_end = {}, {}, {}, {}, nil
-local max_waits -- by priority, once somebody needs it
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
@@ -113,7 +112,8 @@ end
 -- The same number of ids as in `ids`, the head of the queue, but with the aged in their turns. Entries that nobody can
 -- claim any more may come besides: they leave the queue with the others, and hide nobody.
 local function take_turns(queue, ids, turn)
-  local order, chosen, heads, at = {}, {}, {}, 1
+  local order, chosen, heads, at, max_waits = {}, {}, {}, 1, {}
+  for wait_ms in string.gmatch(ARGV[7], '%d+') do max_waits[#max_waits + 1] = tonumber(wait_ms) end -- low class first
   local expected = queue == 'ingress' and 'queued' or 'ready'
 
   -- Moves `head` on to the first job of class `prio` that is not chosen yet; no id: there is none.
@@ -136,11 +136,12 @@ local function take_turns(queue, ids, turn)
   local function most_overdue()
     local best, longest = nil, -1
     for prio = 3, 0, -1 do
-      if max_waits[prio] > 0 then
+      local max_wait = max_waits[prio + 1]
+      if max_wait > 0 then
         local head = heads[prio] or {at = 0}
         if head.at == 0 or head.id and chosen[head.id] then move_on(prio, head) end
         heads[prio] = head
-        local over = head.id and now - head.since - max_waits[prio] or -1
+        local over = head.id and now - head.since - max_wait or -1
         if over > longest then best, longest = head.id, over end
       end
     end
@@ -172,9 +173,8 @@ local function take_from(queue, count, floor)
     if not all then
       ids[#ids] = nil
       if floor == 0 and ARGV[7] ~= '0,0,0,0' then
-        max_waits = max_waits or rare().by_class(ARGV[7])
         turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
-        ids = take_turns(queue, ids, turn)
+        if turn + #ids >= TURNS then ids = take_turns(queue, ids, turn) end
       end
     end
     call('ZREM', key, unpack(ids)) -- they all leave it, in one way or another

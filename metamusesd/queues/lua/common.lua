@@ -271,15 +271,9 @@ end
 
 local TURNS = 8 -- one in so many claims is a turn of the aged, see claim.lua
 
--- What few scripts and rare cases need: by_class, published, read_bounds, room_after_ms, own_idem_key, place. Made on demand, because
--- making a function costs some time, at every call of every script.
+-- What few scripts and rare cases need: published, read_bounds, room_after_ms, own_idem_key, place. Made on demand,
+-- because making a function costs some time, at every call of every script.
 local function rare()
-  -- A text with four numbers, low class first, by priority.
-  local function by_class(text)
-    local low, normal, high, critical = string.match(text, '^(%d+),(%d+),(%d+),(%d+)$')
-    return low and {[0] = tonumber(low), tonumber(normal), tonumber(high), tonumber(critical)}
-  end
-
   -- The published limits of these names, as numbers, 0 for what is not there; whoever may write, garbage harms nobody.
   local function published(...)
     local defaults = {max_jobs = 100000, max_bytes = 1073741824, max_tenant_jobs = 50000, result_ttl_s = 600,
@@ -407,6 +401,6 @@ local function rare()
     return best, best_ahead, best_p50 < NEVER and best_p50 or -1, best_p90 < NEVER and best_p90 or -1
   end
 
-  return {by_class = by_class, published = published, read_bounds = read_bounds, room_after_ms = room_after_ms,
+  return {published = published, read_bounds = read_bounds, room_after_ms = room_after_ms,
           own_idem_key = own_idem_key, place = place}
 end

@@ -18,8 +18,14 @@
 
 local HEAD, SWEEP, STEP = 9, 200, 20
 local n_tiers, strand_ms = tonumber(ARGV[9]), tonumber(ARGV[6])
-local more_of = rare()
-local timeouts, delays = more_of.by_class(ARGV[7] or ''), more_of.by_class(ARGV[8] or '')
+
+-- A text with four numbers, low class first, by priority.
+local function by_class(text)
+  local low, normal, high, critical = string.match(text or '', '^(%d+),(%d+),(%d+),(%d+)$')
+  return low and {[0] = tonumber(low), tonumber(normal), tonumber(high), tonumber(critical)}
+end
+
+local more_of, timeouts, delays = rare(), by_class(ARGV[7]), by_class(ARGV[8])
 local suspects, requeued, expired, woken, timed_out, rerouted, more = {}, {}, {}, {}, {}, {}, 0
 local tiers, served = {}, {}
 
