@@ -25,6 +25,7 @@ from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_r
 from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
 from metamusesd.wire import Finished, Refused
 
+MOST_KILLS = 10  # more than so many kills from outside are no accident: the job kills its own worker
 EARLY = ("taking jobs", "preparing", "prefill")  # phases of a worker in which a job without a token may have been
 
 
@@ -66,7 +67,7 @@ def _conclude(run: Run, end: End, now_ns: int, retries: Retries, larger: bool) -
             return Requeue(claim.id, claim.token, reason, Fault.ERROR, pause_ms)
         case Finished(error=error):
             return _settle(run, now_ns, "failed", end, error)
-        case Lost(crashed=True, reason=reason):
+        case Lost(crashed=crashed, killed=killed, reason=reason) if crashed or killed and _kills(claim) >= MOST_KILLS:
             fault = Fault.CRASH_ALONE if run.alone else Fault.CRASH
             return Requeue(claim.id, claim.token, reason, fault, evidence=_evidence(run, end))
         case Lost(killed=killed, reason=reason):
@@ -79,6 +80,11 @@ def _conclude(run: Run, end: End, now_ns: int, retries: Retries, larger: bool) -
         case Back(reason=reason, delay_ms=delay_ms):
             return Requeue(claim.id, claim.token, reason, delay_ms=delay_ms)
     return None
+
+
+def _kills(claim: Claim) -> int:
+    """Attempts that ended with a worker killed from outside."""
+    return claim.attempt - 1 - claim.crashes - claim.retries
 
 
 def refusal(claim: Claim, error: MetamusesdError) -> Settlement:

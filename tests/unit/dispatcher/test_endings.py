@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from metamusesd.dispatcher.endings import Retries, conclude
+from metamusesd.dispatcher.endings import MOST_KILLS, Retries, conclude
 from metamusesd.dispatcher.run import Back, End, Lost, Run
 from metamusesd.errors import ContextOverflow, EngineFailed
 from metamusesd.job import Route, decode_result, encode_route
@@ -140,3 +140,11 @@ def test_the_result_tells_everything() -> None:
     assert result.route is not None
     assert result.route.tiers == ("fast",)
     assert (result.timings.queue_ms, result.timings.total_ms) == (250, 255)
+
+
+@pytest.mark.parametrize(("attempt", "fault"), [(MOST_KILLS, Fault.KILLED), (MOST_KILLS + 1, Fault.CRASH)])
+def test_who_is_killed_again_and_again_is_no_victim(attempt: int, fault: Fault) -> None:
+    """A job under which worker after worker is killed from outside is blamed in the end."""
+    lost = Lost(crashed=False, reason="worker_killed", killed=True)
+    outcome = conclude(make_run(attempt=attempt), lost, 10, Retries())
+    assert isinstance(outcome, Requeue) and outcome.fault is fault
