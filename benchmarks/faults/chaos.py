@@ -16,11 +16,13 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.faults.family import Family
 from benchmarks.faults.history import History, now_ms
+from benchmarks.faults.power import Power
 from benchmarks.faults.resp import Redis, ReplyError
 
 GAP_S, NO_GAP_S = (0.3, 3.0), (0.0, 0.05)
 AT_ONCE = 0.2  # of the faults come right after the one before
 STOP_S = (0.05, 4.0)
+CUT_S = (0.2, 1.5)  # the file's end that `everysec` may lose
 CALM_EVERY, CALM_S = 10, 6.0
 ORPHAN_S = 5.0
 WEIGHTS = {
@@ -32,11 +34,13 @@ WEIGHTS = {
 class Chaos:
     """One task that hurts the family until it is told to end; afterwards nothing is stopped and a daemon runs."""
 
-    def __init__(self, family: Family, history: History, seed: int) -> None:
+    def __init__(self, family: Family, history: History, seed: int, appendfsync: str) -> None:
         self._family, self._history = family, history
         self._dice = random.Random(f"{seed}/chaos")
         self._redis = Redis(family.redis_socket, timeout_s=2.0)
         self._resumes: set[asyncio.Task[None]] = set()
+        self._weights = WEIGHTS if appendfsync == "always" else WEIGHTS | {"cut": 6}
+        self._power = Power(family.folder / "s/redis")
 
     async def run(self, seconds: float) -> None:
         """Faults for so long."""
@@ -44,19 +48,20 @@ class Chaos:
         count = 0
         while time.monotonic() < end_s:
             await asyncio.sleep(self._dice.uniform(*(GAP_S if self._dice.random() > AT_ONCE else NO_GAP_S)))
-            what = self._dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            what = self._dice.choices(list(self._weights), list(self._weights.values()))[0]
             await self._act(what)
             count += 1
             if count % CALM_EVERY == 0:
                 await asyncio.sleep(CALM_S)
         await asyncio.gather(*self._resumes)
         self._redis.close()
+        self._power.close()
 
     async def _act(self, what: str) -> None:
         verb, _, whom = what.partition(" ")
         acts: dict[str, Callable[[str], Awaitable[None]]] = {
             "kill": self._kill, "stop": self._stop, "drain": self._drain, "script": self._flush,
-            "client": self._disconnect,
+            "client": self._disconnect, "cut": self._cut,
         }  # fmt: skip
         try:
             await acts[verb](whom)
@@ -83,6 +88,15 @@ class Chaos:
         else:
             _signal(os.pidfd_open(pid), signal.SIGKILL)
         self._history.fault(at_ms, "kill", name, f"pid {pid}")
+
+    async def _cut(self, _: str) -> None:
+        """What a power cut leaves of a Redis that does not write `always`."""
+        pids, at_ms = await self._family.pids(), now_ms()
+        if "redis" not in pids:
+            raise ProcessLookupError("no redis now")
+        seconds = self._dice.uniform(*CUT_S)
+        lost = await self._power.cut(pids["supervisor"], pids["redis"], seconds)
+        self._history.fault(at_ms, "power cut", "redis", f"{seconds:.2f} s, {lost} bytes lost")
 
     async def _behead(self) -> None:
         """The supervisor dies; nobody of its family may survive it."""

@@ -30,6 +30,7 @@ CHUNK = 5  # claimed and settled, then replaced
 BATCH = 1_000
 LEASE_MS = 600_000
 BODY = b'{"user_query":"ok"}'
+CURVES = ("client", "client, 10 queued", "server", "server, 10 queued")  # the second and the fourth: in the same rounds
 PICTURE = Path("docs/claim-cost.svg")
 LIMITS = Limits(max_jobs=2_000_000, max_tenant_jobs=2_000_000, max_bytes=1 << 32, result_ttl_s=1)
 
@@ -103,7 +104,7 @@ async def _run(args: argparse.Namespace) -> Report:
     report = Report(benchmark="faults", command=args.command)
     depths, jobs = (QUICK_DEPTHS, QUICK_JOBS) if args.quick else (DEPTHS, JOBS)
     rounds = args.rounds or (1 if args.quick else 5)
-    curves: dict[str, list[tuple[float, float]]] = {"server": [], "server and client": []}
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in CURVES}
     with tempfile.TemporaryDirectory(prefix="mmc-") as folder, redis_server(Path(folder)) as url:
         redis = Redis(Path(folder) / "redis.sock", timeout_s=60.0)
         deep, shallow = Deep(url, "deep", redis), Deep(url, "shallow", redis)
@@ -116,8 +117,10 @@ async def _run(args: argparse.Namespace) -> Report:
             await deep.fill(depth)
             pairs = [await _pair(deep, shallow, jobs, number) for number in range(rounds)]
             report.rows += _rows(depth, jobs, pairs, last=depth == depths[-1])
-            for name, row in zip(curves, report.rows[-2:], strict=True):
-                curves[name].append((depth, row.ours or 0.0))
+            server, client = report.rows[-2:]
+            figures = (client.ours, client.yardstick, server.ours, server.yardstick)
+            for name, figure in zip(CURVES, figures, strict=True):
+                curves[name].append((depth, figure or 0.0))
             print(f"{depth:>9,} queued: {report.rows[-2].ours} µs on the server", flush=True)
         grown = (await _memory(redis) - empty) / depths[-1]
         report.rows.append(

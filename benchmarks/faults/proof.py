@@ -53,7 +53,7 @@ async def prove(seconds: float, seed: int, appendfsync: str) -> Verdict:
         await family.start()
         producer, why_not = await node.start(family)
         verdict.notes += [why_not] if why_not else []
-        before = await _work(family, history, producer, seconds, seed)
+        before = await _work(family, history, producer, seconds, seed, appendfsync)
         await family.until_ready(60.0)
         await _examine(family, verdict, before, appendfsync)
     except RuntimeError as error:
@@ -68,7 +68,7 @@ async def prove(seconds: float, seed: int, appendfsync: str) -> Verdict:
 
 
 async def _work(
-    family: Family, history: History, producer: node.NodeProducer | None, seconds: float, seed: int
+    family: Family, history: History, producer: node.NodeProducer | None, seconds: float, seed: int, appendfsync: str
 ) -> leftovers.Census:
     """Producers and chaos; the census after warm-up."""
     async with AsyncExitStack() as stack:
@@ -83,7 +83,7 @@ async def _work(
         await asyncio.sleep(min(WARM_UP_S, seconds / 4))
         before = await leftovers.census(family)
         say = asyncio.create_task(_say(history, time.monotonic()))
-        await Chaos(family, history, seed).run(seconds)
+        await Chaos(family, history, seed, appendfsync).run(seconds)
         stop.set()
         await asyncio.gather(*lines)
         say.cancel()
@@ -160,6 +160,7 @@ def rows(verdict: Verdict, appendfsync: str) -> Report:
     counts |= {"jobs refused": sum(1 for life in history.lives if life.refused)}
     counts |= {"jobs spoilt by a foreign hand": sum(1 for life in history.lives if life.job.spoil)}
     counts |= {"jobs gone, and submitted again": sum(bool(life.lost) for life in history.lives)}
+    counts |= {"jobs inside a durability window that it touched": len({wrong.id for wrong in verdict.unsure})}
     counts |= {"submits repeated after no answer": sum(life.unsure for life in history.lives)}
     counts |= {"restarts seen in streams": _restarts(verdict)}
     counts |= {f"faults: {what}": n for what, n in sorted(Counter(map(_fault_name, history.faults)).items())}
