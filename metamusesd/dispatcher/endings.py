@@ -67,7 +67,7 @@ def _conclude(run: Run, end: End, now_ns: int, retries: Retries, larger: bool) -
             return Requeue(claim.id, claim.token, reason, Fault.ERROR, pause_ms)
         case Finished(error=error):
             return _settle(run, now_ns, "failed", end, error)
-        case Lost(crashed=crashed, killed=killed, reason=reason) if crashed or killed and _kills(claim) >= MOST_KILLS:
+        case Lost(crashed=crashed, killed=killed, reason=reason) if crashed or (killed and _kills(claim) >= MOST_KILLS):
             fault = Fault.CRASH_ALONE if run.alone else Fault.CRASH
             return Requeue(claim.id, claim.token, reason, fault, evidence=_evidence(run, end))
         case Lost(killed=killed, reason=reason):
