@@ -148,7 +148,10 @@ class MemoryQueue(MemoryViews):
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """See base.Queue."""
-        self._store.hosts[host.owner] = as_announced(host), self._store.now_ms() + round(ttl_s * 1000)
+        instance, hosts = host.owner.rpartition(":")[0], self._store.hosts
+        for other in [other for other in hosts if instance and other.rpartition(":")[0] == instance]:
+            del hosts[other]
+        hosts[host.owner] = as_announced(host), self._store.now_ms() + round(ttl_s * 1000)
 
     async def push(self, tier: str, most: int = 100) -> int:
         """See base.Queue and lua/push.lua."""

@@ -31,6 +31,14 @@ async def test_the_last_word_counts(bench: Bench) -> None:
     assert await bench.queue.hosts() == [Host(OWNER, {"heavy": FAST})]
 
 
+async def test_a_restarted_host_is_one_host(bench: Bench) -> None:
+    """A dispatcher that replaces another of its instance takes its place among the hosts at once."""
+    await bench.queue.announce(Host("a:1", {"fast": FAST}), 30.0)
+    await bench.queue.announce(Host("b:1", {"fast": FAST}), 30.0)
+    await bench.queue.announce(Host("a:2", {"fast": FAST}), 30.0)
+    assert {host.owner for host in await bench.queue.hosts()} == {"a:2", "b:1"}
+
+
 async def test_a_host_that_falls_silent_is_gone(bench: Bench) -> None:
     """Who does not announce itself again vanishes; who promised to live longer stays."""
     await bench.queue.announce(Host("b:1", {"fast": FAST}), 30.0)

@@ -6,6 +6,7 @@
 --       knows yet; the factors, times 1000: real wait / raw prediction, see position.lua
 -- reply 1
 --
+-- The same instance (owner = `<instance>:<nonce>`) under another nonce is forgotten: it was this one before a restart.
 -- The hash `p:host:<owner>` holds tiers (separated by spaces), seen, and `tier:<tier>` = the four numbers and the model.
 
 local WIDTH, HEAD = 6, 2
@@ -38,6 +39,13 @@ for a = HEAD, #ARGV - 1, WIDTH do
   fields[#fields + 1] = table.concat(ARGV, ' ', a + 3, a + WIDTH) .. ' ' .. ARGV[a + 2]
 end
 call('ZREMRANGEBYSCORE', hosts, '-inf', now)
+local instance = string.match(owner, '^(.*):[^:]*$')
+for _, other in ipairs(instance and call('ZRANGE', hosts, 0, -1) or {}) do -- an older self serves nothing any more
+  if other ~= owner and string.match(other, '^(.*):[^:]*$') == instance then
+    call('ZREM', hosts, other)
+    call('DEL', p .. ':host:' .. other)
+  end
+end
 call('DEL', key) -- what it does not serve any more
 call('HSET', key, 'tiers', table.concat(tiers, ' '), 'seen', now_text, unpack(fields))
 call('PEXPIRE', key, ttl_ms)
