@@ -84,9 +84,8 @@ def indeterminate(life: Life, facts: Facts, history: History, appendfsync: str) 
     """Whether a Redis that may lose its last moments was killed while this job lived."""
     if appendfsync == "always":
         return False
-    kills = [
-        fault.at_ms for fault in history.faults if fault.what == "kill" and fault.victim in ("redis", "supervisor")
-    ]
+    fatal = [fault for fault in history.faults if fault.what in ("kill", "power cut")]
+    kills = [fault.at_ms for fault in fatal if fault.victim in ("redis", "supervisor")]
     start_ms = life.notes[0][0] if life.notes else life.accepted_ms
     end_ms = max([at for at, _ in life.notes] + [float(facts.hash.get("ended", 0))])
     return any(start_ms <= kill <= end_ms + DURABILITY_MS for kill in kills)

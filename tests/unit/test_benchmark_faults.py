@@ -147,6 +147,7 @@ def test_a_durability_window_is_told_apart() -> None:
     life, facts = sound()
     killed = History(0, faults=[Fault(5.0, "kill", "redis", 5.0)])
     assert indeterminate(life, facts, killed, "everysec")
+    assert indeterminate(life, facts, History(0, faults=[Fault(5.0, "power cut", "redis", 5.0)]), "everysec")
     assert not indeterminate(life, facts, killed, "always")
     assert not indeterminate(life, facts, History(0), "everysec")
 
