@@ -9,6 +9,7 @@ from pathlib import Path
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 50, 60
+LINE = 16  # pixels between two names
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7b5ea7")
 STYLE = "text{font:13px system-ui,sans-serif;fill:#333} .t{font-size:15px;font-weight:600} .s{fill:#777;font-size:12px}"
 
@@ -46,19 +47,27 @@ def draw(path: Path, title: str, subtitle: str, across: str, up: str, curves: Ma
     lines.append(
         f'<text transform="translate(18 {HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(up)}</text>'
     )
-    lines += [line for number, curve in enumerate(curves.items()) for line in _curve(number, *curve, place)]
+    for number, points in enumerate(curves.values()):
+        lines += _curve(COLOURS[number % len(COLOURS)], [place(x, y) for x, y in sorted(points)])
+    lines += _names({name: place(*max(points)) for name, points in curves.items()})
     path.write_text("\n".join([*lines, "</svg>"]) + "\n", "utf-8")
 
 
-def _curve(number: int, name: str, points: Points, place) -> list[str]:  # type: ignore[no-untyped-def]
-    """A line, its dots, and its name at the end."""
-    colour = COLOURS[number % len(COLOURS)]
-    spots = [place(x, y) for x, y in sorted(points)]
+def _curve(colour: str, spots: Points) -> list[str]:
+    """A line and its dots."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-    lines = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>']
-    lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
-    x, y = spots[-1]
-    return [*lines, f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" style="fill:{colour}">{escape(name)}</text>']
+    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
+    return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', *dots]
+
+
+def _names(ends: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Each curve's name beside its end, pushed down where two would lie on each other."""
+    lines, lowest = [], 0.0
+    for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
+        lowest = max(y + 4, lowest + LINE)
+        colour = COLOURS[list(ends).index(name) % len(COLOURS)]
+        lines.append(f'<text x="{x + 8:.1f}" y="{lowest:.1f}" style="fill:{colour}">{escape(name)}</text>')
+    return lines
 
 
 def _round_up(value: float) -> float:
