@@ -58,6 +58,10 @@ async def prove(seconds: float, seed: int, appendfsync: str) -> Verdict:
         await _examine(family, verdict, before, appendfsync)
     except RuntimeError as error:
         verdict.violations.append(Violation("family", "", str(error)))
+    except BaseException:
+        print(f"broken off; everything is in {family.folder}", flush=True)
+        verdict.violations.append(Violation("family", "", "the run was broken off"))
+        raise
     finally:
         wrong = bool(verdict.violations)
         if wrong:
