@@ -22,6 +22,9 @@ from metamusesd.errors import ConfigError
 PROGRAMS = ("redis-server", "valkey-server")
 ASK_S = 0.05
 MULTIPART_AOF = 7  # the first major version that keeps its append-only file in appendonlydir/
+LEAST_ROOM = 1 << 20  # bytes: a disk with less is full
+MOST_WORDS = 300
+_HEAD = re.compile(r"^\d+:\w .{15,30}? [.\-*#] ")  # of a line of its log: pid:role date level
 
 
 def program_for(config: Config) -> Path | None:
@@ -132,6 +135,21 @@ def major_version(program: Path) -> int:
     os.waitpid(pid, 0)
     match = re.search(r"v=(\d+)\.", text)
     return int(match[1]) if match else 0
+
+
+def last_words(config: Config, code: int | None) -> str:
+    """Why it ended by itself, with this exit code: a full disk, or the last line of its log. Empty: it does not say."""
+    if not code or code < 0:
+        return ""
+    try:
+        disk = os.statvfs(directory(config))
+        if disk.f_bavail * disk.f_frsize < LEAST_ROOM:
+            return f"no space is left on the disk of {directory(config)}"
+        lines = log_path(config).read_text("utf-8", "replace").split("\n")
+    except OSError as error:
+        return f"{directory(config)}: {error.strerror}"
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    return "".join(char for char in _HEAD.sub("", said)[:MOST_WORDS] if char.isprintable())
 
 
 def is_ready(path: Path) -> bool:

@@ -56,7 +56,8 @@ class Reporter:
         found = [] if self.phase == "running" else [f"the daemon is {self.phase}"]
         for slot in self._of(Kind.REDIS):
             if slot.status is not SlotStatus.READY:
-                found.append(f"redis is {slot.status.name.lower()}")
+                said = (slot.last_error or {}).get("message")
+                found.append(f"redis is {slot.status.name.lower()}" + (f": {said}" if said else ""))
         for slot in self._of(Kind.DISPATCHER):
             found += self._dispatcher_reasons(slot)
         if not any(slot.status is SlotStatus.READY for slot in self._of(Kind.WORKER)):

@@ -279,6 +279,8 @@ class Supervisor:
     def _bury(self, slot: Slot, wait_status: int) -> None:
         pid, epoch, death = slot.pid, slot.epoch, self._coroner.examine(slot, wait_status)
         slot.buried(wait_status, death.explained)
+        if slot.spec.kind is Kind.REDIS and (words := redis_server.last_words(self._config, slot.last_exit)):
+            slot.last_error = {"message": words}
         said = (slot.last_error or {}).get("message")
         if slot.spec.kind is Kind.WORKER:
             self._board.workers[slot.spec.row].clear()  # its writer is dead; nobody else may

@@ -137,3 +137,36 @@ def test_strange_paths_reach_the_server_unharmed(tmp_path):
     """Spaces, quotes and backslashes in the state directory are quoted in redis.conf."""
     with Daemon(tmp_path / 'a "b" \\c', redis__url="embedded") as daemon, client(daemon.ready()) as asking:
         assert asking.ping()
+
+
+def test_a_server_that_ends_by_itself_says_why(daemon):
+    """A broken append-only file: /readyz, /status and the log name the server's own reason, until it is mended."""
+    with client(daemon) as asking:
+        asking.set("key", "value")
+    file = next(path for path in (daemon.directory / "redis").rglob("appendonly*aof") if path.stat().st_size)
+    good = file.read_bytes()
+    file.write_bytes(b"what is this\n" * 100)
+    kill(daemon.children()["redis"])
+    reason = until(lambda: next((text for text in daemon.status()["reasons"] if "append only file" in text), ""))
+    assert reason.startswith("redis is ") and "Bad file format" in reason
+    assert "Bad file format" in daemon.status()["redis"]["last_error"]["message"]
+    assert any("Bad file format" in event.get("said", "") for event in daemon.events())
+    file.write_bytes(good)
+    daemon.ready()
+    with client(daemon) as asking:
+        assert asking.get("key") == "value"
+    assert daemon.status()["redis"]["last_error"] is None
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    """Its log may be empty then: what it does not say is looked up. Whoever was killed, or left in order, has no reason."""
+    loaded = config.load(environ={}, overrides={"daemon.state_dir": str(tmp_path)})
+    directory = redis_server.directory(loaded)
+    directory.mkdir()
+    redis_server.log_path(loaded).write_text("")
+    assert redis_server.last_words(loaded, 1) == ""
+    redis_server.log_path(loaded).write_text("7:M 23 Nov 2026 18:11:00.123 # Can't open it: \x1b[2JNo way\n\n")
+    assert redis_server.last_words(loaded, 1) == "Can't open it: [2JNo way"
+    assert [redis_server.last_words(loaded, code) for code in (None, 0, -9)] == ["", "", ""]
+    monkeypatch.setattr(redis_server, "LEAST_ROOM", 1 << 62)
+    assert redis_server.last_words(loaded, 1) == f"no space is left on the disk of {directory}"
