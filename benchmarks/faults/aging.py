@@ -52,7 +52,7 @@ async def _run(args: argparse.Namespace) -> Report:
 
 
 async def _measure(seconds: float, ages: float, classes: tuple[int, ...]) -> tuple[list[float], float]:
-    """(sorted waits of critical jobs in ms, share of low jobs among the starts)."""
+    """(sorted waits of critical jobs in ms, share of low jobs among all starts)."""
     family = Family(config=CONFIG + AGES, ages=ages)
     try:
         await family.start()
@@ -67,7 +67,7 @@ async def _measure(seconds: float, ages: float, classes: tuple[int, ...]) -> tup
             await asyncio.sleep(max(2.0, 4 * ages))
             started.update(dict.fromkeys(classes, 0))
             waits = await _critical(client, family, seconds)
-            share = started[0] / max(1, sum(started.values()))
+            share = started[0] / (sum(started.values()) + len(waits))
             stop.set()
             for flood in floods:
                 flood.cancel()
