@@ -159,7 +159,7 @@ def test_a_server_that_ends_by_itself_says_why(daemon):
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    """Its log may be empty then: what it does not say is looked up. Whoever was killed, or left in order, has no reason."""
+    """Its log may be empty then: the disk is looked at. Whoever was killed, or left in order, has no reason."""
     loaded = config.load(environ={}, overrides={"daemon.state_dir": str(tmp_path)})
     directory = redis_server.directory(loaded)
     directory.mkdir()
