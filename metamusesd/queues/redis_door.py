@@ -68,8 +68,10 @@ class RedisDoor:
     async def _agree(self) -> None:
         """One queue, one form of its keys: a daemon or client of another form must not touch it."""
         key = f"{self.prefix}:protocol"
-        await self.ask("SET", key, PROTOCOL, "NX")
         found = await self.ask("GET", key)
+        if found is None:  # only then: a SET is refused when memory is full, and whoever drains the queue must get in
+            await self.ask("SET", key, PROTOCOL, "NX")
+            found = await self.ask("GET", key)
         if found != PROTOCOL:
             raise QueueRefused(
                 f"the queue {self.prefix} speaks protocol {(found or b'?').decode()}, "

@@ -16,6 +16,23 @@ from tests.contract.redis_servers import RedisServer
 SUBMITTERS = 50
 
 
+async def test_a_digest_may_have_spaces(bench: Bench) -> None:
+    """A digest is any text: the key finds its job, and a dead job takes its key with it."""
+    bench.queue = await bench.again(Limits(max_crashes=1))
+    first, again, other = (
+        Submission(id, b"{}", digest, 1, idempotency_key="k")
+        for id, digest in (("a", "sha1 12 ab"), ("b", "sha1 12 ab"), ("c", "sha1 12 cd"))
+    )
+    await bench.queue.submit([first])
+    assert await bench.queue.submit([again]) == [Receipt("a", "queued", duplicate=True)]
+    (conflict,) = await bench.queue.submit([other])
+    assert isinstance(conflict, IdConflict)
+    (job,) = await bench.claim()
+    await bench.queue.requeue([Requeue("a", job.token, "worker_died", Fault.CRASH_ALONE)])
+    assert await bench.queue.drop("a") == "dropped"
+    assert await bench.queue.submit([other]) == [Receipt("c", "queued")]
+
+
 async def queued(bench: Bench) -> None:
     await bench.submit("first", idempotency_key="k")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metamusesd.errors import IdConflict
+from metamusesd.errors import IdConflict, InvalidRequest
 from metamusesd.queues.base import (
     INGRESS,
     Append,
@@ -16,6 +16,7 @@ from metamusesd.queues.base import (
     Service,
     Settlement,
     Verdict,
+    Want,
 )
 from tests.contract.bench import LEASE_MS, LOST, OK, OWNER, Bench, done, ids, routed, until
 from tests.contract.test_queue_aging import HOUR_MS, backdate
@@ -86,6 +87,45 @@ async def test_a_stream_of_a_wrong_type_stops_nobody(bench: Bench) -> None:
     assert await bench.queue.append([Append("a", job.token, 0, "x", 1)]) == [OK]
     assert await bench.queue.settle([done(job)]) == [OK]
     assert await bench.queue.result("a") == b'{"request_id":"a"}'
+
+
+async def test_a_marker_of_a_wrong_type_costs_a_hint(bench: Bench) -> None:
+    """Jobs come in, are claimed and given back though nobody can be woken."""
+    if bench.door is None:
+        return
+    await spoil(bench, "marker:ingress", "marker:fast")
+    await bench.submit("a", "b")
+    a, _ = (*await bench.claim(count=1), *await bench.claim(count=1))
+    assert await bench.queue.requeue([Requeue("a", a.token, "x")]) == [OK]
+    assert ids(await bench.claim()) == ["a"]
+
+
+async def test_full_memory_stops_no_claim(bench: Bench) -> None:
+    """Over maxmemory a claim that was made gets the same answer again, so does one that passes a marker on."""
+    if bench.door is None:
+        return
+    await bench.submit("a", "b")
+    want = [Want(INGRESS, 1)]
+    first = await bench.queue.claim(OWNER, "once", want, lease_ms=LEASE_MS)
+    await bench.door.ask("CONFIG", "SET", "maxmemory", 1)
+    try:
+        assert await bench.queue.claim(OWNER, "once", want, lease_ms=LEASE_MS) == first
+        assert await bench.queue.claim(OWNER, "pass-on", [Want(INGRESS, 0)], lease_ms=LEASE_MS) == []
+    finally:
+        await bench.door.ask("CONFIG", "SET", "maxmemory", 0)
+
+
+async def test_more_jobs_than_one_call_takes(bench: Bench) -> None:
+    """A submit of more than a thousand is refused as a whole, so that no call is half done; a thousand go in."""
+    if bench.door is None:
+        return
+    many = [part for n in range(4100) for part in (f"j{n}", "{}", "d", 1, "default", 0, "", "", 0)]
+    with pytest.raises(InvalidRequest, match="at most 1000"):
+        await bench.door.script("submit", *many)
+    assert await bench.door.ask("EXISTS", f"{bench.door.prefix}:ingress") == 0
+    await bench.door.script("submit", *many[: 9 * 1000])
+    assert await bench.door.ask("ZCARD", f"{bench.door.prefix}:live") == 1000
+    await bench.door.ask("DEL", *await bench.door.ask("KEYS", f"{bench.door.prefix}:*"))
 
 
 async def test_full_memory_stops_no_sweep_and_no_turn(bench: Bench) -> None:

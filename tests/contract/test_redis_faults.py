@@ -272,6 +272,15 @@ async def test_permissions(server: RedisServer, queue: RedisQueue) -> None:
         assert await guest.append([Append("a", claim.token)]) == [OK]
 
 
+async def test_channels_denied(server: RedisServer) -> None:
+    """A user without channels, as Redis 7 makes them, ends jobs all the same: what is published is a hint."""
+    server.ask("ACL", "SETUSER", "muse", "reset", "on", ">secret", "~*", "resetchannels", "+@all")
+    async with opened(server.url.replace("unix://", "unix://muse:secret@"), 5.0) as guest:
+        (claim,) = await running(guest, "a")
+        assert await guest.settle([Settlement("a", claim.token, "done", b"{}")]) == [OK]
+        assert server.ask("EXISTS", "{metamuse}:counters", "{metamuse}:live") == b":0\r\n"
+
+
 async def test_another_policy_after_a_restart(server: RedisServer, queue: RedisQueue) -> None:
     """A server that comes back with eviction is not used, and not a reason to exit, until it is set right."""
     (claim,) = await running(queue, "a")

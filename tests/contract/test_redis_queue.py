@@ -14,6 +14,7 @@ from metamusesd.queues.base import (
     INGRESS,
     Append,
     Fault,
+    Host,
     Receipt,
     Requeue,
     Settlement,
@@ -191,6 +192,22 @@ async def test_full_memory(queue: RedisQueue, door: RedisDoor) -> None:
     assert [claim.id for claim in await queue.claim("h:2", "m", [Want(INGRESS, 1)], lease_ms=1000)] == [b.id]
     await door.ask("CONFIG", "SET", "maxmemory", 0)
     assert await queue.result(a.id) == b"{}" * 100
+
+
+async def test_a_start_with_full_memory(queue: RedisQueue, server: RedisServer, door: RedisDoor) -> None:
+    """A daemon that is started while memory is full of jobs opens the queue, publishes its limits and drains it."""
+    await queue.submit([job("a"), job("b")])
+    await door.ask("CONFIG", "SET", "maxmemory", 1)
+    restarted = RedisQueue(server.url)
+    await restarted.open()
+    await restarted.configure()
+    assert (await restarted.reap("h:2", takeover=True)).requeued == ()
+    await restarted.announce(Host("h:2", {}), 5)
+    for claim in await restarted.claim("h:2", "n", [Want(INGRESS, 2)], lease_ms=60_000):
+        assert await restarted.settle([Settlement(claim.id, claim.token, "done", b"{}")]) == [OK]
+    await restarted.close()
+    await door.ask("CONFIG", "SET", "maxmemory", 0)
+    assert await queue.result("b") == b"{}"
 
 
 async def test_the_dead_are_capped(queue: RedisQueue, door: RedisDoor) -> None:

@@ -160,8 +160,9 @@ end
 
 local function write_tally()
   local key, part, kept, dropped = p .. ':counters', p .. ':recount', {}, {}
-  if tally.gone[1] then call('ZREM', p .. ':live', unpack(tally.gone)) end
-  if tally.born[1] then call('ZADD', p .. ':live', unpack(tally.born)) end
+  local gone, born = tally.gone, tally.born
+  for i = 1, #gone, BATCH do call('ZREM', p .. ':live', unpack(gone, i, math.min(i + BATCH - 1, #gone))) end
+  for i = 1, #born, BATCH do call('ZADD', p .. ':live', unpack(born, i, math.min(i + BATCH - 1, #born))) end
   if tally.sums.jobs <= 0 then
     call('DEL', key) -- no job is live: whatever else stands there is a mistake
   else
@@ -176,10 +177,12 @@ local function write_tally()
   end
 end
 
--- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it costs one poll interval.
+-- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it, to full memory or a foreign key, costs
+-- one poll interval.
 local function arm(queue)
   local key = p .. ':marker:' .. queue
-  if call('LPUSH', key, '1') == 1 then call('PEXPIRE', key, MARKER_TTL_MS) else call('LTRIM', key, '0', '0') end
+  local length = redis.pcall('LPUSH', key, '1')
+  if length == 1 then call('PEXPIRE', key, MARKER_TTL_MS) else redis.pcall('LTRIM', key, '0', '0') end
 end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
@@ -235,7 +238,7 @@ local function finish(id, job, state, result)
   send_mail(id, job, 'kind', state, 'attempt', job.attempt, 'data', result)
   if job.deadline ~= '0' then call('ZREM', p .. ':deadlines', id) end
   if job.idem ~= '' then call('PEXPIRE', p .. ':idem:' .. job.tenant .. ':' .. job.idem, ttl_ms) end
-  call('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state)
+  redis.pcall('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state) -- a hint, and channels may be denied
   count_job(id, job, -1)
 end
 
@@ -300,7 +303,7 @@ local function rare()
     if job.idem == '' then return nil end
     local key = p .. ':idem:' .. job.tenant .. ':' .. job.idem
     local value = redis.pcall('GET', key)
-    return type(value) == 'string' and string.match(value, '^%S* (.*)$') == id and key or nil
+    return type(value) == 'string' and string.match(value, '^.* (%S+)$') == id and key or nil
   end
 
   local services, live_hosts, max_waits = {}, nil, nil -- read once a call

@@ -23,5 +23,6 @@ for a = 1, #ARGV, 2 do
     return invalid(name, 'not a number', 'give a whole number')
   end
 end
+call('HDEL', p .. ':limits', '') -- a removal first: a daemon must be able to start when memory is full
 call('HSET', p .. ':limits', unpack(ARGV))
 return 1

@@ -1,7 +1,7 @@
 -- submit · put jobs into ingress, each with its own answer
 --
 -- KEYS  p
--- ARGV  for each job:
+-- ARGV  for each job, at most BATCH:
 --       id body digest priority(0…3) tenant deadline_ms(from now; 0: none) idempotency_key reply_to stream(0|1)
 -- reply for each job: kind id detail retry_after_ms(0 unless full)
 --       new       the job's id           queued
@@ -17,8 +17,8 @@ local WIDTH = 9
 local MAX_BODY, MAX_BOXES_CHARS = 4194304, 4096
 
 local function check()
-  if #ARGV == 0 or #ARGV % WIDTH ~= 0 then
-    return invalid('arguments', #ARGV .. ' given', 'give ' .. WIDTH .. ' for each job')
+  if #ARGV == 0 or #ARGV % WIDTH ~= 0 or #ARGV > WIDTH * BATCH then
+    return invalid('arguments', #ARGV .. ' given', 'give ' .. WIDTH .. ' for each job, and at most ' .. BATCH .. ' jobs')
   end
   for a = 0, #ARGV - 1, WIDTH do
     local deadline = tonumber(ARGV[a + 6])
@@ -54,7 +54,7 @@ end
 local function known(id, digest, idem_key, box)
   local other = idem_key and redis.pcall('GET', idem_key)
   if type(other) == 'string' then
-    local other_digest, other_id = string.match(other, '^(%S*) (.*)$')
+    local other_digest, other_id = string.match(other, '^(.*) (%S+)$')
     local state = redis.pcall('HGET', key_of(other_id), 'state')
     if type(state) == 'string' then
       if other_digest ~= digest then return {'conflict', other_id, 'idempotency_key'} end
