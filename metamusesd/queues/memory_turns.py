@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from metamusesd.queues.base import Limits
 from metamusesd.queues.memory_store import Job
 
-TURNS = 8  # as in lua/claim.lua
+TURNS, CLOCK_MS = 8, 1000  # as in lua/claim.lua
 
 
 def take_turns(
@@ -38,9 +38,15 @@ def _most_overdue(waiting: Sequence[Job], chosen: dict[str, Job], limits: Limits
     for priority in (3, 2, 1, 0):
         limit_ms = limits.classes[priority].max_wait_ms
         job = _head(waiting, chosen, priority, now_ms) if limit_ms else None
-        if job and now_ms - job.submitted_ms - limit_ms > longest:
-            best, longest = job, now_ms - job.submitted_ms - limit_ms
+        over_ms = now_ms - _since(job, now_ms) - limit_ms if job else -1
+        if over_ms > longest:
+            best, longest = job, over_ms
     return best
+
+
+def _since(job: Job, now_ms: int) -> int:
+    """Who was submitted in the future came before the clock was put back, and has waited longest."""
+    return 0 if job.submitted_ms > now_ms + CLOCK_MS else job.submitted_ms
 
 
 def _head(waiting: Sequence[Job], chosen: dict[str, Job], priority: int, now_ms: int) -> Job | None:

@@ -21,6 +21,7 @@
 -- Inside a class only its head is looked at, which has waited longest; a turn costs two commands a class with a limit.
 
 local HEAD, SKIPS = 8, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
+local CLOCK_MS = 1000 -- submitted later than this from now: before the clock was put back, so it has waited longest
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
                 'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}
@@ -66,6 +67,7 @@ local function repeated()
     aged[id] = mark == '+'
     local job = fetch(id)
     if job and job.state == 'running' and job.token == nonce .. ':' .. i then
+      call('ZREM', p .. ':leases', id) -- a removal first: allowed when memory is full, and so is what follows
       call('ZADD', p .. ':leases', lease_end, id) -- Redis may have been away for longer than the lease
       report(id, job)
     end
@@ -125,6 +127,7 @@ local function take_turns(queue, ids, turn)
       local job = id and not chosen[id] and read(id, {'state', 'deadline', 'submitted'})
       if not id or job and job.state == expected and not overdue(job) then
         head.since = job and (tonumber(job.submitted) or now)
+        if job and head.since > now + CLOCK_MS then head.since = 0 end
         return
       elseif not chosen[id] then
         order[#order + 1], chosen[id] = id, true

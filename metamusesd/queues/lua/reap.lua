@@ -14,9 +14,12 @@
 -- the order in which they came, so that only the front of each class is looked at.
 -- Stranded: jobs wait in one of the tiers, and no live host has served it for strand_ms. They leave it, and go back to
 -- ingress if no other of their tiers is served.
+-- Server's clock put back: a lease, a host or a delay that ends later than any can, is over as well (the doubt protects
+-- whoever still renews), and a tier that is unserved from the future on is so from now on.
 -- A sweep also writes what all live hosts start in 1000 s to the limits (drain_milli_hz), for the producers' retry_after.
 
 local HEAD, SWEEP, STEP = 9, 200, 20
+local LEASE_MOST_MS, DELAY_MOST_MS = 3600000, 86400000 -- more than any configuration allows
 local n_tiers, strand_ms = tonumber(ARGV[9]), tonumber(ARGV[6])
 
 -- A text with four numbers, low class first, by priority.
@@ -29,14 +32,17 @@ local more_of, timeouts, delays = rare(), by_class(ARGV[7]), by_class(ARGV[8])
 local suspects, requeued, expired, woken, timed_out, rerouted, more = {}, {}, {}, {}, {}, {}, 0
 local tiers, served = {}, {}
 
-local function due(key)
-  return call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, SWEEP)
+local function due(key, most_ms)
+  local ids = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, SWEEP)
+  if #ids > 0 or not most_ms then return ids end
+  return call('ZRANGEBYSCORE', key, '(' .. format('%.0f', now + most_ms), '+inf', 'LIMIT', 0, SWEEP)
 end
 
 -- A removal comes first in every sweep: what follows it is allowed when memory is full.
 local function meet_hosts()
   local drain = 0
   call('ZREMRANGEBYSCORE', p .. ':hosts', '-inf', now)
+  call('ZREMRANGEBYSCORE', p .. ':hosts', now + LEASE_MOST_MS, '+inf')
   for _, owner in ipairs(call('ZRANGE', p .. ':hosts', 0, -1)) do
     local said = redis.pcall('HGETALL', p .. ':host:' .. owner)
     for i = 1, #said, 2 do
@@ -93,7 +99,7 @@ local function sweep_deadlines()
 end
 
 local function wake_delayed()
-  local ids = due(p .. ':delayed')
+  local ids = due(p .. ':delayed', DELAY_MOST_MS)
   if #ids == SWEEP then more = 1 end
   for _, id in ipairs(ids) do
     call('ZREM', p .. ':delayed', id)
@@ -190,11 +196,11 @@ local function look_for_stranded()
   for _, tier in ipairs(tiers) do
     if served[tier] or call('EXISTS', queue_key(tier)) == 0 then
       call('HDEL', key, tier)
-    elseif call('HSETNX', key, tier, now_text) == 1 then
+    else
+      local since = tonumber(call('HGET', key, tier) or nil)
+      if not since or since > now then call('HSET', key, tier, now_text) end
       call('PEXPIRE', key, format('%.0f', strand_ms + 60000))
-    elseif now - call('HGET', key, tier) >= strand_ms then
-      call('PEXPIRE', key, format('%.0f', strand_ms + 60000))
-      sweep_stranded(tier)
+      if since and now - since >= strand_ms then sweep_stranded(tier) end
     end
   end
 end
@@ -203,7 +209,7 @@ end
 local function sweep_leases()
   local seen = {}
   for a = HEAD + n_tiers + 1, #ARGV - 1, 2 do seen[ARGV[a]] = ARGV[a + 1] end
-  for _, id in ipairs(due(p .. ':leases')) do
+  for _, id in ipairs(due(p .. ':leases', LEASE_MOST_MS)) do
     local lease_end = format('%.0f', call('ZSCORE', p .. ':leases', id))
     if seen[id] == lease_end then
       release(id, read(id), 'lease_expired')

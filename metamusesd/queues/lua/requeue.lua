@@ -15,6 +15,7 @@
 
 local WIDTH, HEAD = 7, 4
 local MAX_EVIDENCE, MAX_EVIDENCE_BYTES = 8, 16384
+local DELAY_MOST_MS = 86400000 -- reap.lua takes what is delayed for longer for one of before the clock was put back
 local FAULTS = {none = true, killed = true, error = true, crash = true, crash_alone = true}
 
 local function check()
@@ -64,7 +65,7 @@ local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
     bury(id, job)
   else
     if burnt then job.attempt = job.attempt + 1 end
-    give_back(id, job, reason, tonumber(delay_ms), burnt)
+    give_back(id, job, reason, math.min(tonumber(delay_ms), DELAY_MOST_MS), burnt)
   end
   return 'ok'
 end
