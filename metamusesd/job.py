@@ -243,9 +243,22 @@ def _decode(body: bytes | str | dict[str, Any] | InferenceRequest) -> InferenceR
 
 def _encode(body: bytes | str | dict[str, Any] | InferenceRequest) -> bytes:
     if isinstance(body, InferenceRequest | dict):
+        _check_bytes("", body if isinstance(body, dict) else {"user_query": body.user_query, "persona": body.persona})
         _check_numbers(body.params if isinstance(body, InferenceRequest) else body.get("params"))
         return _JSON.encode(body)
     return body.encode() if isinstance(body, str) else body
+
+
+def _check_bytes(field: str, value: object) -> None:
+    """The encoder writes bytes as base64, and that is what the model would be asked."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise InvalidRequest(field, "bytes are no text", "decode them and give a str")
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_bytes(f"{field}.{name}" if field else str(name), part)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            _check_bytes(f"{field}[{number}]", part)
 
 
 def _check_numbers(params: object) -> None:

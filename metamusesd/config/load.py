@@ -29,7 +29,7 @@ def load(
     """Read, override, validate. Raises ConfigError with all mistakes. Reads no model file, asks no Redis."""
     environ = os.environ if environ is None else environ
     mistakes: list[str] = []
-    data, source = _read(path or environ.get("METAMUSESD_CONFIG"), mistakes)
+    data, source = _read(path or environ.get("METAMUSESD_CONFIG") or None, mistakes)
     _merge_environment(data, environ, mistakes)
     for key, text in (overrides or {}).items():
         _put(data, key, _scalar(text), mistakes)

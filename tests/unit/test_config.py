@@ -124,6 +124,11 @@ def test_environment_overrides_file_and_flags_override_both(tmp_path: Path) -> N
     assert loaded.daemon.drain_s == 3.0
 
 
+def test_empty_variable_names_no_file() -> None:
+    """METAMUSESD_CONFIG= is the same as none."""
+    assert load(environ={"METAMUSESD_CONFIG": ""}) == load(environ={})
+
+
 def test_former_service_may_enable_tiers_it_never_had(tmp_path: Path) -> None:
     """ENABLE_HEAVY_TIER=true without a heavy model says what to add; without any file it is no mistake."""
     assert load(None, environ={"ENABLE_MEDIUM_TIER": "true", "MEDIUM_TIER_WORKERS": "5"}).enabled_tiers().keys() == {

@@ -183,6 +183,22 @@ def test_every_request_object_is_validated_again() -> None:
         parse_request(InferenceRequest(user_query=3))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"user_query": b"hello"}, "user_query"),
+        ({"user_query": "x", "persona": bytearray(b"hello")}, "persona"),
+        ({"messages": [{"role": "user", "content": b"hello"}]}, "messages[0].content"),
+        (InferenceRequest(user_query=b"hello"), "user_query"),  # type: ignore[arg-type]
+    ],
+)
+def test_bytes_are_no_text(body: Any, field: str) -> None:
+    """They are named, and not silently asked as base64."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(body)
+    assert caught.value.field == field
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_request_objects_with_no_number_are_refused(value: float) -> None:
     """NaN and infinity are named, and not silently replaced by the default, which is what JSON's null would mean."""
