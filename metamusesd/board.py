@@ -6,8 +6,8 @@ written.
 
     word 0                                                                        (64 bytes = one cache line)
     ┌─ header ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ frames sent: a word a row ─┬─ metrics page ─┬─ rows … ─┐
-    row of a worker slot (4 lines)
-    ┌─ by the worker: 3 lines (sequence, WORKER_FIELDS) ─┬─ by the supervisor: 1 line (sequence, SLOT_FIELDS) ─┐
+    row of a worker slot (5 lines)
+    ┌─ by the worker: 3 lines (sequence, WORKER_FIELDS) ─┬─ by the supervisor: 2 lines (sequence, SLOT_FIELDS) ─┐
 
 The board advises and never authorises: only a worker's reply admits a job. A reader that meets an odd or changed
 sequence tries again a bounded number of times and then calls the block stale (None). DANGER: this relies on stores
@@ -36,7 +36,10 @@ WORKER_FIELDS = (
     "generated_tokens", "prompt_tokens", "jobs", "rss_bytes", "frames_received", "prefix_hits", "prefix_queries",
     "beat_ns",
 )  # fmt: skip
-SLOT_FIELDS = ("pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit")
+SLOT_FIELDS = (
+    "pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit",
+    "patience_ms",  # how long it may now go without progress before it is killed
+)  # fmt: skip
 DISPATCHER_FIELDS = (
     "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers",
     "queues_ns", "loop_lag_ns", "claims", "settled", "redis_trouble", "faults",
@@ -129,7 +132,7 @@ class Board:
         if not 1 <= rows <= MAX_ROWS:
             raise ValueError(f"a board has 1 to {MAX_ROWS} rows, not {rows}")
         self.rows = rows
-        row_words, fixed = 4 * LINE, LINE + 3 * LINE + 6 * LINE
+        row_words, fixed = 5 * LINE, LINE + 3 * LINE + 6 * LINE
         total = fixed + MAX_ROWS + METRIC_WORDS + rows * row_words
         self._map = mmap.mmap(-1, total * WORD)
         words = memoryview(self._map).cast("Q")
@@ -139,7 +142,7 @@ class Board:
         self.metric_words = words[fixed + MAX_ROWS : fixed + MAX_ROWS + METRIC_WORDS]
         starts = [total - (rows - row) * row_words for row in range(rows)]
         self.workers = [Block(words[start : start + 3 * LINE], WORKER_FIELDS) for start in starts]
-        self.slots = [Block(words[start + 3 * LINE : start + 4 * LINE], SLOT_FIELDS) for start in starts]
+        self.slots = [Block(words[start + 3 * LINE : start + 5 * LINE], SLOT_FIELDS) for start in starts]
 
     def add_frame_sent(self, row: int) -> None:
         """Dispatcher: one more frame went to this worker in its present epoch."""

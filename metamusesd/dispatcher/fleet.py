@@ -24,6 +24,7 @@ from metamusesd.job import InferenceRequest, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import Want
 
+LADDER_MS = 5000  # what the end of a hung worker may take: its stacks, SIGKILL
 EVIDENCE_S = 0.5  # how long after EOF the supervisor may take to say how the worker ended
 REFUSED_PAUSE_S = 1.0
 WARM_PREFIXES = 32
@@ -168,6 +169,12 @@ class Fleet:
             for link in links:
                 if (row := self._board.workers[link.row].read()) is not None:
                     link.load.prefill_rate, link.load.decode_rate = rates(row)
+
+    def gets_on(self, link: Link, now_ns: int, guess_ms: int) -> bool:
+        """Whether its worker may still be at work: the supervisor judges, and kills what is hung. Only when nobody does
+        that, long after the time, are the jobs let go. `guess_ms`: the patience while the supervisor has named none."""
+        patience_ms = self._board.slots[link.row].get("patience_ms") or guess_ms
+        return now_ns - self.progress_ns(link) < 1_000_000 * (patience_ms * 2 + LADDER_MS)
 
     def progress_ns(self, link: Link) -> int:
         """When this worker last showed that it gets on, and the length of its steps; for the renewal of leases."""

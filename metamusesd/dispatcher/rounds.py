@@ -13,7 +13,6 @@ import time
 
 from metamusesd.board import QUEUES
 from metamusesd.dispatcher.dispatcher import Dispatcher
-from metamusesd.dispatcher.links import Link
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.errors import QueueError, QueueFault
 from metamusesd.job import Priority
@@ -37,7 +36,7 @@ class Rounds:
         self.draining = False
         self.surveyed = asyncio.Event()  # the other hosts are known
         self._dispatcher, self._queue, self._owner, self._tiers = dispatcher, queue, owner, tiers
-        self._lease_ms, self._hang_ns = lease_ms, int(hang_s * 1e9)
+        self._lease_ms, self._hang_ms = lease_ms, int(hang_s * 1000)
 
     async def beat(self) -> None:
         """Show that the loop turns, and ask about runs that say nothing."""
@@ -52,15 +51,16 @@ class Rounds:
             await asyncio.sleep(BEAT_S)
 
     async def renew(self) -> None:
-        """Prolong all leases three times in their life; not those of a worker that has stopped getting on.
+        """Prolong all leases three times in their life; not those of a worker that should have been killed long ago.
 
         After a failure sooner: when Redis is back, renewals come before anybody's doubt is old enough to reap.
         """
         tries = 0
         while True:
             await asyncio.sleep(min(self._lease_ms / 3000, pause_s(tries - 1)) if tries else self._lease_ms / 3000)
-            dispatcher, now_ns = self._dispatcher, time.monotonic_ns()
-            runs = [run for run in dispatcher.held if run.link is None or self._gets_on(run.link, now_ns)]
+            dispatcher, fleet, now_ns = self._dispatcher, self._dispatcher.fleet, time.monotonic_ns()
+            guess_ms = self._hang_ms
+            runs = [run for run in dispatcher.held if run.link is None or fleet.gets_on(run.link, now_ns, guess_ms)]
             if not runs:
                 continue
             try:
@@ -135,6 +135,3 @@ class Rounds:
         """Places for jobs of class normal, in every tier that has workers."""
         ready = self._dispatcher.fleet.ready
         return {tier: sum(link.load.room(Priority.NORMAL) for link in links) for tier, links in ready.items() if links}
-
-    def _gets_on(self, link: Link, now_ns: int) -> bool:
-        return now_ns - self._dispatcher.fleet.progress_ns(link) < self._hang_ns

@@ -40,6 +40,7 @@ class Guard:
             self._sight(slot), cpu_s=kernel.cpu_s, wants_cpu=kernel.state in "RD", stopped=kernel.state in "Tt"
         )
         watch = self._watches[slot.name] = watchdog.look(self._watches.get(slot.name, Watch()), sight, now_s)
+        slot.publish_patience(watchdog.limit_s(watch, self._patience))
         return watchdog.verdict(watch, self._patience)
 
     def patience_s(self, slot: Slot) -> float:

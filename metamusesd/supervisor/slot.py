@@ -128,6 +128,11 @@ class Slot:
             due_s = time.monotonic() + then_kill_after_s
             self.kill_s = min(self.kill_s, due_s) if self.kill_s else due_s
 
+    def publish_patience(self, limit_s: float) -> None:
+        """Show how long it may go without progress: for so long the dispatcher keeps its jobs."""
+        if self.row is not None and self.row.get("patience_ms") != (limit_ms := int(limit_s * 1000)):
+            self.row.write(patience_ms=limit_ms)
+
     def publish(self) -> None:
         """Show it on the board."""
         if self.row is None:

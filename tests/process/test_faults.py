@@ -101,6 +101,17 @@ async def test_poison_ends_dead_and_alone(daemon: Daemon, fault: str) -> None:
     await judge(daemon, results, TEXT)
 
 
+@pytest.mark.slow_fault
+@pytest.mark.timeout(240)
+async def test_what_computes_for_ever_ends_dead(daemon: Daemon) -> None:
+    """A job that keeps its worker computing is found later than its lease lasts, and blamed all the same."""
+    async with daemon.client() as client:
+        poison = (await client.submit({"user_query": "a b c d !spin=step1", "id": "poison"})).id
+        dead = await client.wait(poison, 200)
+        view = await client.status(poison)
+    assert (dead.state, view.crashes) == ("dead", 3)
+
+
 @pytest.mark.parametrize(
     ("phase", "query"),
     [
