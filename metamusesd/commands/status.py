@@ -46,7 +46,7 @@ def _headline(answer: dict[str, Any]) -> str:
     reach = f"[red]redis {'down' if trouble == 'none' else trouble.replace('_', ' ')}[/]"
     if dispatcher.get("redis_ok") and trouble == "none":
         reach = "redis up"
-    place = "embedded" if redis.get("embedded") else redis.get("url", "")
+    place = ("embedded, " if redis.get("embedded") else "") + redis.get("url", "").removeprefix("unix://")
     parts = [
         f"metamusesd {answer.get('version', '')} {coloured(state)}",
         f"up {duration(answer.get('uptime_s', 0))}",

@@ -46,7 +46,7 @@ def test_twenty_kills_of_redis_and_of_the_dispatcher_do_not_end_the_daemon(tmp_p
 
 
 def test_a_daemon_outlives_a_full_disk(full_disk):
-    """The embedded Redis dies of it and cannot even start: workers and dispatcher stay; with room again it is back."""
+    """The embedded Redis dies of it and cannot even start: all others stay, and say why; with room again it is back."""
     limits = {"daemon__restart_limit": 1, "daemon__backoff_s": 0.05, "daemon__backoff_most_s": 0.2}
     with Daemon(full_disk / "d", redis__url="embedded", redis__appendfsync="always", **limits) as daemon:
         before = daemon.ready().children()
@@ -59,6 +59,7 @@ def test_a_daemon_outlives_a_full_disk(full_disk):
         until(lambda: daemon.status()["redis"]["generation"] > 5)
         assert {**daemon.children(), "redis": 0} == {**before, "redis": 0}
         assert daemon.get("/readyz")[0] == 503
+        until(lambda: any("no space is left" in reason for reason in daemon.status()["reasons"]))
         (full_disk / "filler").unlink()
         daemon.ready()
         with redis.Redis(unix_socket_path=str(full_disk / "d/run/redis.sock")) as asking:

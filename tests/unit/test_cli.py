@@ -231,6 +231,15 @@ def test_check_finds_what_run_would_trip_over(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_status_prints_the_socket_of_the_embedded_redis() -> None:
+    """Whoever speaks to Redis without our client must find it."""
+    from metamusesd.commands.status import frame
+
+    redis = {"embedded": True, "url": "unix:///run/metamusesd/redis.sock"}
+    assert "(embedded, /run/metamusesd/redis.sock)" in str(frame({"redis": redis})[0])
+    assert "(redis://***@host/0)" in str(frame({"redis": {"url": "redis://***@host/0"}})[0])
+
+
 def test_status_frame_survives_anything_the_daemon_may_leave_out() -> None:
     """The screen draws what is there; a newer or older daemon's answer is no error."""
     from metamusesd.commands.status import frame
