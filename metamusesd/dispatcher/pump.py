@@ -146,6 +146,7 @@ class Pump:
         self._heard(routed, claims, self._waiting)
         for claim in claims:
             self._take(claim)
+        await asyncio.sleep(0)  # each of them picks its worker before the free places are counted again
         return (full or bool(self._routed)) and not (self._stopping and not self._routed)
 
     async def _claim(self, wants: list[Want], routed: list[Routed]) -> list[Claim]:
