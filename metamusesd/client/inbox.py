@@ -19,7 +19,7 @@ from typing import Protocol
 
 from metamusesd.client.feed import ENDS, Feed
 from metamusesd.client.outbox import pause_s, spread_s
-from metamusesd.errors import JobGone, QueueUnavailable
+from metamusesd.errors import JobGone, QueueError, QueueFault, QueueUnavailable
 from metamusesd.job import decode_result
 from metamusesd.queues.base import JobEvent, Queue
 
@@ -29,6 +29,7 @@ AT_ONCE_S = 1e-9  # a time to check that has come
 FIRST_CHECK_S = 2.0
 LONGEST_CHECK_S = 15.0
 CHECKS_AT_ONCE = 32
+MOST_FAULTS = 3  # checks in a row that found a key of the job in another program's hands: then its waiters are told
 MANY = 100  # events in one answer after which there may be more
 BLOCKING_FOLLOWERS = 8  # each holds a connection; the others look again every FOLLOW_S
 FOLLOW_S = 0.25
@@ -60,7 +61,7 @@ class Tail:
 class Watch:
     """All waiters for one job. The checks leave it alone (`due_s` 0) until its job was accepted."""
 
-    __slots__ = ("check_s", "due_s", "follower", "id", "tail", "waiters")
+    __slots__ = ("check_s", "due_s", "faults", "follower", "id", "tail", "waiters")
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -68,6 +69,7 @@ class Watch:
         self.tail: Tail | None = None  # read by the follower if there is one, else by the checks
         self.due_s = 0.0
         self.check_s = FIRST_CHECK_S
+        self.faults = 0
         self.follower: asyncio.Task[None] | None = None
 
 
@@ -154,7 +156,7 @@ class Inbox:
             try:
                 await work()
                 tries = 0
-            except QueueUnavailable:
+            except QueueError:
                 self._check_soon()
                 await asyncio.sleep(pause_s(tries))
                 tries += 1
@@ -218,7 +220,7 @@ class Inbox:
                     await self._hear(watch, tail)
                     await asyncio.sleep(spread_s(FOLLOW_S))
                 tries = 0
-            except QueueUnavailable:
+            except QueueError:
                 await asyncio.sleep(pause_s(tries))
                 tries += 1
 
@@ -240,11 +242,19 @@ class Inbox:
             await asyncio.gather(*(self._check(watch) for watch in due[start : start + CHECKS_AT_ONCE]))
 
     async def _check(self, watch: Watch) -> None:
-        """Ask for the job itself: its events since the last check, its result, or whether it is there at all."""
-        if watch.follower is None and watch.tail is not None and any(waiter.whole for waiter in watch.waiters):
-            await self._hear(watch, watch.tail)
-        if self._live(watch):
-            await self._probe(watch)
+        """Ask for the job itself: its events since the last check, its result, or whether it is there at all. A key
+        that another program has written stops the checks of this job only, and not at once: it may be mended."""
+        try:
+            if watch.follower is None and watch.tail is not None and any(waiter.whole for waiter in watch.waiters):
+                with suppress(QueueFault):
+                    await self._hear(watch, watch.tail)
+            if self._live(watch):
+                await self._probe(watch)
+            watch.faults = 0
+        except QueueFault as error:
+            watch.faults += 1
+            if watch.faults >= MOST_FAULTS:
+                self._fail(watch, error)
 
     async def _probe(self, watch: Watch) -> None:
         """Deliver the job's result if there is one, and JobGone if there is no job."""

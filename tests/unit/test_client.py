@@ -18,6 +18,7 @@ from metamusesd.errors import (
     JobDead,
     JobFailed,
     JobGone,
+    QueueFault,
     QueueFull,
     QueueTimeout,
     QueueUnavailable,
@@ -61,6 +62,7 @@ class StubQueue:
         self.answers: dict[str, Receipt | QueueFull | IdConflict] = {}
         self.reads = 0
         self.closed = False
+        self.spoilt: set[str] = set()  # jobs, and `mail`, whose keys somebody else has written
 
     async def open(self) -> None: ...
 
@@ -78,15 +80,18 @@ class StubQueue:
 
     async def view(self, id: str) -> JobView | None:
         self.reads += 1
+        self._look_at(id)
         return JobView(id, "queued", 1, 1, 0, "default", 0) if id in self.jobs else None
 
     async def result(self, id: str) -> bytes | None:
         return self.results.get(id)
 
     async def events(self, id: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
+        self._look_at(id)
         return await self._read(self.own.setdefault(id, []), after, block_ms)
 
     async def mail(self, name: str, after: str = "0", block_ms: int = 0) -> list[JobEvent]:
+        self._look_at("mail")
         return await self._read(self.letters, after, block_ms)
 
     async def cancel(self, id: str) -> str:
@@ -103,6 +108,10 @@ class StubQueue:
 
     async def drop(self, id: str) -> str:
         return "dropped" if id == "d" else "gone"
+
+    def _look_at(self, name: str) -> None:
+        if name in self.spoilt:
+            raise QueueFault(f"WRONGTYPE {name}")
 
     async def _read(self, entries: list[JobEvent], after: str, block_ms: int) -> list[JobEvent]:
         if block_ms and len(entries) <= int(after):
@@ -388,6 +397,66 @@ async def test_a_lost_letter_is_healed(queue: StubQueue, quick: None) -> None:
         await queue.arrived()
         queue.post(done("j"), mail=False)
         assert (await call).content == "yes"
+
+
+async def test_a_spoilt_job_stops_the_checks_of_no_other(queue: StubQueue, quick: None) -> None:
+    """Another program wrote over one job: who waits for it is told, and the lost mail of the others is healed."""
+    async with Client(queue=queue) as client:
+        spoilt = asyncio.create_task(client.execute({"user_query": "q", "id": "s"}))
+        whole = asyncio.create_task(client.execute({"user_query": "q", "id": "j"}))
+        await queue.arrived(2)
+        queue.spoilt.add("s")
+        with pytest.raises(QueueFault):
+            await spoilt
+        queue.post(done("j"), mail=False)
+        assert (await whole).content == "yes"
+
+
+async def test_a_spoilt_job_that_is_mended_is_waited_for(queue: StubQueue, quick: None) -> None:
+    """One look at a foreign key ends no wait."""
+    async with Client(queue=queue) as client:
+        call = asyncio.create_task(client.execute({"user_query": "q", "id": "j"}))
+        await queue.arrived()
+        queue.spoilt.add("j")
+        reads = queue.reads
+        while queue.reads == reads:
+            await asyncio.sleep(0)
+        queue.spoilt.clear()
+        queue.post(done("j"), mail=False)
+        assert (await call).content == "yes"
+
+
+async def test_a_spoilt_mailbox_costs_its_hints_only(queue: StubQueue, quick: None) -> None:
+    """Another program wrote over the mailbox: results are found by asking, and mail is read again once it is mended."""
+    async with Client(queue=queue) as client:
+        queue.spoilt.add("mail")
+        call = asyncio.create_task(client.execute({"user_query": "q", "id": "j"}))
+        await queue.arrived()
+        queue.post(done("j"), mail=False)
+        assert (await call).content == "yes"
+        queue.spoilt.clear()
+        call = asyncio.create_task(client.execute({"user_query": "q", "id": "k"}))
+        await queue.arrived(2)
+        queue.letters.append(done("k"))
+        queue.ring()
+        assert (await call).content == "yes"
+
+
+async def test_who_follows_another_ones_job_outlives_a_spoilt_stream(queue: StubQueue, quick: None) -> None:
+    """Its events are read on once the key is mended."""
+    async with Client(queue=queue) as client:
+        queue.jobs["j"] = Submission("j", b"{}", "d", 1)
+        queue.post(token("one ", 0), mail=False)
+        reading = client.stream("j")
+        assert (await anext(reading)).text == "one "
+        queue.spoilt.add("j")
+        reads = queue.reads
+        queue.ring()
+        while queue.reads == reads:
+            await asyncio.sleep(0)
+        queue.spoilt.clear()
+        queue.post(done("j", "one two"), mail=False)
+        assert [event.kind async for event in reading] == ["token", "done"]
 
 
 async def test_a_lost_job_is_submitted_again(queue: StubQueue, quick: None) -> None:
