@@ -89,6 +89,17 @@ async def test_a_stream_of_a_wrong_type_stops_nobody(bench: Bench) -> None:
     assert await bench.queue.result("a") == b'{"request_id":"a"}'
 
 
+@pytest.mark.parametrize("ttl_s", ["0", "-1", "inf", "nan", "1e300", "soon"])
+async def test_limits_that_mean_nothing(bench: Bench, ttl_s: str) -> None:
+    """A job is cancelled, and its record expires, whatever stands among the published limits."""
+    if bench.door is None:
+        return
+    await bench.submit("a")
+    await bench.door.ask("HSET", f"{bench.door.prefix}:limits", "result_ttl_s", ttl_s)
+    assert await bench.queue.cancel("a") == "cancelled"
+    assert await bench.door.ask("PTTL", f"{bench.door.prefix}:job:a") > 0
+
+
 async def test_a_marker_of_a_wrong_type_costs_a_hint(bench: Bench) -> None:
     """Jobs come in, are claimed and given back though nobody can be woken."""
     if bench.door is None:

@@ -101,7 +101,9 @@ local function route()
 end
 
 local function take(id, job, queue)
-  if queue ~= 'ingress' and job.tiers ~= queue then take_out(id, job) end -- it stands in other tiers, too
+  if queue ~= 'ingress' and job.tiers ~= queue then -- it stands in other tiers, too
+    for tier in string.gmatch(job.tiers, '%S+') do call('ZREM', queue_key(tier), id) end
+  end
   taken_ids[#taken_ids + 1] = aged[id] and '+' .. id or id
   job.state, job.token, job.queue, job.claimed = 'running', nonce .. ':' .. #taken_ids, queue, now_text
   local starts = queue ~= 'ingress' and job.started ~= '1'
@@ -167,10 +169,10 @@ end
 
 -- Takes up to `count` from the head; true when it left some that it might take.
 local function take_from(queue, count, floor)
-  local key, top = queue_key(queue), '(' .. format('%.0f', (4 - floor) * STRIDE)
+  local key, top = queue_key(queue), floor == 0 and '+inf' or '(' .. format('%.0f', (4 - floor) * STRIDE)
   local expected, skips = queue == 'ingress' and 'queued' or 'ready', SKIPS
   while count > 0 and skips > 0 do
-    local ids, turn = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', 0, count + 1), nil
+    local ids, turn = call('ZRANGEBYSCORE', key, '-inf', top, 'LIMIT', '0', format('%d', count + 1)), nil
     if #ids == 0 then return false end
     local all = #ids <= count
     if not all then
@@ -188,7 +190,7 @@ local function take_from(queue, count, floor)
       if not job or job.state ~= expected then
         skips = skips - 1
       elseif overdue(job) then
-        expire(id, read(id))
+        moves().expire(id, read(id))
         skips = skips - 1
       else
         take(id, job, queue)

@@ -7,7 +7,7 @@
 --
 --   p:ingress, p:ready:<tier>   zset    id → score = (3 - priority)·2^44 + sequence
 --   p:leases                    zset    id → lease end        p:deadlines, p:delayed   zset    id → due time
---   p:job:<id>                  hash    see `read`; and body, route, digest, claimed, reason, ended, evidence, evidence, told
+--   p:job:<id>                  hash    see `read`; and body, route, digest, claimed, reason, ended, evidence, told
 --   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
 --   p:live                      zset    id → sequence: the jobs that are not terminal
@@ -16,50 +16,45 @@
 --   p:recount                   hash    the same of the jobs up to the sequence `cursor`, see recount.lua
 --   p:turns                     hash    queue → claims since the last turn of an aged job, see claim.lua
 --   p:unserved                  hash    tier → since when no live host serves it, see reap.lua
---   p:limits                    hash    what configure wrote, and drain_milli_hz:
---                                       jobs that all live hosts start in 1000 s, see reap.lua
+--   p:limits                    hash    what configure wrote, and what all live hosts start in 1000 s: drain_milli_hz
 --   p:marker:<queue>            list    at most one element: wake up and claim
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
 --   p:pushed:<tier>             string  somebody has pushed   p:dropped:<id>           string  a drop to repeat
 --   p:seq, p:protocol  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
 --
--- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f'. What goes to
--- Redis once a job is a string: a Lua number is printed anew at every call, which takes as long as a small command.
+-- All times are milliseconds of this server's clock. Numbers that may pass 2^46 are printed with '%.0f', counts with
+-- '%d', which is cheaper, but ends at 2^31 on some machines. What goes to Redis once a job is a string: a Lua number
+-- is printed at every call, which takes as long as a small command.
 
 local STRIDE = 2 ^ 44
 local BATCH = 1000 -- ids in one unpack; Lua's own stack ends near 8000
 local DEAD_CAP, DEAD_TTL_MS = 10000, 86400000
 local MARKER_TTL_MS = '60000'
-local NEVER = math.huge
--- What a hash need not hold: submit leaves these out, and `read` puts them in.
-local DEFAULT = {token = '', idem = '', deadline = '0', reply_to = '', tiers = '', started = '0', written = '0',
-                 owner = '', back = '', retries = '0', claimed = '0', body = '', route = ''}
-local TERMINAL = {done = true, failed = true, cancelled = true, expired = true, dead = true}
+local NEVER, TURNS = math.huge, 8 -- TURNS: one in so many claims is a turn of the aged, see claim.lua
 local result_ttl_ms, stream_cap, mail_cap -- set by the scripts that write events, from their first three arguments
-local mailed, touched = nil, {} -- mailboxes, queues that this call changed: `close` sees to them
--- The counters as this call has them (sums), and what it must write to them: whether they changed, and which jobs became
--- live (born: sequence, id …) or ended (gone: id …). `cursor` is that of a recount under way, or -1; `passed` what changed
--- among the jobs that it has counted already.
--- (One table, because each local that functions share costs time whenever a function is made.)
-local tally -- made by `know`
+local mailed, touched, counts = nil, {}, nil -- mailboxes, queues and counters that this call changed: see `close`
 
 local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local now_text = string.format('%.0f', now)
+local now_text = clock[1] .. string.sub('00000' .. clock[2], -6, -4) -- seconds and microseconds
+local now = tonumber(now_text)
 
--- The last of the locals: a local that many functions share is found the sooner, whenever one is made, the later it stands.
+-- Making a function costs time at every call of every script, the more the more locals it shares with others and the
+-- earlier these stand. What only some scripts need is made on demand: by `counting`, `moves` and `rare`.
 local p, call, format = KEYS[1], redis.call, string.format
 
-local function invalid(field, problem, remedy)
-  return {err = 'INVALID ' .. field .. '|' .. problem .. '|' .. remedy}
+local function invalid(field, problem, remedy) return {err = 'INVALID ' .. field .. '|' .. problem .. '|' .. remedy} end
+local function key_of(id) return p .. ':job:' .. id end
+local function queue_key(queue) return queue == 'ingress' and p .. ':ingress' or p .. ':ready:' .. queue end
+
+local function terminal(state)
+  return state == 'done' or state == 'failed' or state == 'cancelled' or state == 'expired' or state == 'dead'
 end
 
-local function key_of(id)
-  return p .. ':job:' .. id
-end
-
-local function queue_key(queue)
-  return queue == 'ingress' and p .. ':ingress' or p .. ':ready:' .. queue
+-- What a hash need not hold; and what takes the place of a field that somebody spoilt: it must not stop the other jobs.
+local function default_of(name)
+  local zero = name == 'deadline' or name == 'started' or name == 'written' or name == 'retries' or name == 'claimed'
+  if zero then return '0' elseif name == 'prio' or name == 'stream' or name == 'attempt' then return '1' end
+  return name == 'tenant' and 'default' or name == 'queue' and 'ingress' or ''
 end
 
 -- The job's fields by name (strings), or nil when there is no such job. `names`: only these, `state` first.
@@ -69,15 +64,7 @@ local function read(id, names)
                     'submitted'}
   local values, job = redis.pcall('HMGET', key_of(id), unpack(names)), {} -- an error: the key is of a wrong type
   if not values[1] then return nil end
-  for i = 1, #names do
-    local name = names[i]
-    local value = values[i] or DEFAULT[name]
-    if not value then -- somebody spoilt the hash: it must not stop the other jobs
-      value = ({prio = '1', crashes = '0', tenant = 'default', bytes = '0', queue = 'ingress', stream = '1',
-                attempt = '1', submitted = '0', score = ''})[name]
-    end
-    job[name] = value
-  end
+  for i = 1, #names do job[names[i]] = values[i] or default_of(names[i]) end
   if job.attempt and job.attempt ~= '1' and not string.match(job.attempt, '^%d+$') then job.attempt = '1' end
   return job
 end
@@ -91,16 +78,11 @@ local function held(job, token)
   return false, 'lost'
 end
 
-local function overdue(job)
-  return job.deadline ~= '0' and (tonumber(job.deadline) or NEVER) <= now
-end
-
-local function score_of(job)
-  return string.match(job.score, '^%d+$') or format('%.0f', 2 * STRIDE)
-end
+local function overdue(job) return job.deadline ~= '0' and (tonumber(job.deadline) or NEVER) <= now end
+local function score_of(job) return string.match(job.score, '^%d+$') or format('%.0f', 2 * STRIDE) end
 
 local function set_bounds(ttl_s, stream, mail)
-  result_ttl_ms, stream_cap, mail_cap = format('%.0f', ttl_s * 1000), stream, mail
+  result_ttl_ms, stream_cap, mail_cap = format('%d', ttl_s * 1000), stream, mail
 end
 
 -- One entry to every mailbox of the job.
@@ -121,60 +103,66 @@ local function emit(id, job, ...)
   send_mail(id, job, ...)
 end
 
--- Reads the counters of a tenant and a class, once a call. The names of the two.
-local function know(tenant, prio)
-  tally = tally or {sums = {}, changed = false, born = {}, gone = {}, cursor = nil, passed = nil}
-  local sums, mine, class = tally.sums, 'jobs:' .. tenant, 'jobs:class:' .. prio
-  if not (sums[mine] and sums[class]) then
-    local found = redis.pcall('HMGET', p .. ':counters', 'cursor', 'jobs', 'bytes', mine, class)
-    if found.err then call('DEL', p .. ':counters') end -- somebody else's: recount makes them anew
-    tally.cursor = tally.cursor or tonumber(found[1] or nil) or -1
-    sums.jobs = sums.jobs or tonumber(found[2] or nil) or 0
-    sums.bytes = sums.bytes or tonumber(found[3] or nil) or 0
-    sums[mine] = sums[mine] or tonumber(found[4] or nil) or 0
-    sums[class] = sums[class] or tonumber(found[5] or nil) or 0
-  end
-  return mine, class
-end
+-- What this call owes to the counters. Made on demand: know, count, write, and the counters as this call has them (sums).
+local function counting()
+  if counts then return counts end
+  -- born: sequence, id … of new ones; gone: ids. A recount is at `cursor`, or -1; `passed`: what changed before it.
+  local sums, born, gone, changed, cursor, passed = {}, {}, {}, false, nil, nil
 
--- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
-local function count_job(id, job, by)
-  local mine, class = know(job.tenant, job.prio)
-  local sequence, born, gone = score_of(job) % 2 ^ 44, tally.born, tally.gone
-  local sums, bytes = tally.sums, by * (tonumber(job.bytes) or 0)
-  sums.jobs, sums.bytes, sums[mine], sums[class] = sums.jobs + by, sums.bytes + bytes, sums[mine] + by, sums[class] + by
-  tally.changed = true
-  if by > 0 then
-    born[#born + 1], born[#born + 2] = format('%.0f', sequence), id
-  else
-    gone[#gone + 1] = id
+  -- Reads the counters of a tenant and a class, once a call. The names of the two.
+  local function know(tenant, prio)
+    local mine, class = 'jobs:' .. tenant, 'jobs:class:' .. prio
+    if not (sums[mine] and sums[class]) then
+      local found = redis.pcall('HMGET', p .. ':counters', 'cursor', 'jobs', 'bytes', mine, class)
+      if found.err then call('DEL', p .. ':counters') end -- somebody else's: recount makes them anew
+      cursor = cursor or tonumber(found[1] or nil) or -1
+      sums.jobs = sums.jobs or tonumber(found[2] or nil) or 0
+      sums.bytes = sums.bytes or tonumber(found[3] or nil) or 0
+      sums[mine] = sums[mine] or tonumber(found[4] or nil) or 0
+      sums[class] = sums[class] or tonumber(found[5] or nil) or 0
+    end
+    return mine, class
   end
-  if sequence <= tally.cursor then
-    local passed = tally.passed or {}
-    tally.passed = passed
-    for field, number in pairs({jobs = by, bytes = bytes, [mine] = by, [class] = by}) do
-      passed[field] = (passed[field] or 0) + number
+
+  -- A job became live (by = 1), or ended (-1): needs its tenant, prio, bytes and score.
+  local function count(id, job, by)
+    local mine, class = know(job.tenant, job.prio)
+    local sequence, bytes = score_of(job) % STRIDE, by * (tonumber(job.bytes) or 0)
+    sums.jobs, sums.bytes, sums[mine], sums[class] = sums.jobs + by, sums.bytes + bytes, sums[mine] + by, sums[class] + by
+    changed = true
+    if by > 0 then
+      born[#born + 1], born[#born + 2] = format('%.0f', sequence), id
+    else
+      gone[#gone + 1] = id
+    end
+    if sequence <= cursor then
+      passed = passed or {}
+      for field, number in pairs({jobs = by, bytes = bytes, [mine] = by, [class] = by}) do
+        passed[field] = (passed[field] or 0) + number
+      end
     end
   end
-end
 
-local function write_tally()
-  local key, part, kept, dropped = p .. ':counters', p .. ':recount', {}, {}
-  local gone, born = tally.gone, tally.born
-  for i = 1, #gone, BATCH do call('ZREM', p .. ':live', unpack(gone, i, math.min(i + BATCH - 1, #gone))) end
-  for i = 1, #born, BATCH do call('ZADD', p .. ':live', unpack(born, i, math.min(i + BATCH - 1, #born))) end
-  if tally.sums.jobs <= 0 then
-    call('DEL', key) -- no job is live: whatever else stands there is a mistake
-  else
-    for field, number in pairs(tally.sums) do
-      if number > 0 then kept[#kept + 1], kept[#kept + 2] = field, number else dropped[#dropped + 1] = field end
+  local function write()
+    if not changed then return end
+    local key, part, kept = p .. ':counters', p .. ':recount', {}
+    for i = 1, #gone, BATCH do call('ZREM', p .. ':live', unpack(gone, i, math.min(i + BATCH - 1, #gone))) end
+    for i = 1, #born, BATCH do call('ZADD', p .. ':live', unpack(born, i, math.min(i + BATCH - 1, #born))) end
+    if sums.jobs <= 0 then
+      call('DEL', key) -- no job is live: whatever else stands there is a mistake
+    else
+      for field, number in pairs(sums) do
+        if number <= 0 then call('HDEL', key, field) else kept[#kept + 1], kept[#kept + 2] = field, format('%d', number) end
+      end
+      call('HSET', key, unpack(kept))
     end
-    call('HSET', key, unpack(kept))
-    if dropped[1] then call('HDEL', key, unpack(dropped)) end
+    if passed and call('EXISTS', part) == 1 then
+      for field, by in pairs(passed) do call('HINCRBY', part, field, by) end
+    end
   end
-  if tally.passed and call('EXISTS', part) == 1 then
-    for field, by in pairs(tally.passed) do call('HINCRBY', part, field, by) end
-  end
+
+  counts = {sums = sums, know = know, count = count, write = write}
+  return counts
 end
 
 -- Wakes one dispatcher that waits for `queue`. A hint: it expires, and losing it, to full memory or a foreign key, costs
@@ -187,7 +175,7 @@ end
 
 -- Writes what the call gathered. Every script that changes jobs ends with it.
 local function close()
-  if tally and tally.changed then write_tally() end
+  if counts then counts.write() end
   if mailed then
     for key in pairs(mailed) do call('PEXPIRE', key, result_ttl_ms) end
   end
@@ -196,100 +184,103 @@ local function close()
   end
 end
 
--- Removes a live job from wherever it stands. A removal is allowed when memory is full, and so is what follows it.
-local function take_out(id, job)
-  if job.state == 'running' then
-    call('ZREM', p .. ':leases', id)
-  elseif job.state == 'delayed' then
-    call('ZREM', p .. ':delayed', id)
-  elseif job.state == 'ready' then
-    for tier in string.gmatch(job.tiers, '%S+') do call('ZREM', p .. ':ready:' .. tier, id) end
-  else
-    call('ZREM', p .. ':ingress', id)
+-- How a job leaves the place where it stands. Made on demand: take_out, put_back, finish, failure, expire, give_back.
+local function moves()
+  -- Removes a live job from wherever it stands. A removal is allowed when memory is full, and so is what follows it.
+  local function take_out(id, job)
+    if job.state == 'ready' then
+      for tier in string.gmatch(job.tiers, '%S+') do call('ZREM', p .. ':ready:' .. tier, id) end
+    else
+      local place = job.state == 'running' and ':leases' or job.state == 'delayed' and ':delayed' or ':ingress'
+      call('ZREM', p .. place, id)
+    end
   end
-end
 
--- Puts a job that stands nowhere into its queues, with its old score: ready when it was routed, else ingress. More
--- fields and values may follow, for its hash.
-local function put_back(id, job, ...)
-  local state, tiers = 'ready', job.tiers
-  if tiers == '' then state, tiers = 'queued', 'ingress' end
-  job.state, job.token = state, ''
-  call('HSET', key_of(id), 'state', state, 'token', '', 'owner', '', ...)
-  for queue in string.gmatch(tiers, '%S+') do
-    call('ZADD', queue_key(queue), score_of(job), id)
-    touched[queue] = true
+  -- Puts a job that stands nowhere into its queues, with its old score: ready when it was routed, else ingress. More
+  -- fields and values may follow, for its hash.
+  local function put_back(id, job, ...)
+    local state, tiers = 'ready', job.tiers
+    if tiers == '' then state, tiers = 'queued', 'ingress' end
+    job.state, job.token = state, ''
+    call('HSET', key_of(id), 'state', state, 'token', '', 'owner', '', ...)
+    for queue in string.gmatch(tiers, '%S+') do
+      call('ZADD', queue_key(queue), score_of(job), id)
+      touched[queue] = true
+    end
   end
-end
 
--- Brings a job that stands nowhere to its one terminal state: result, events, notice, and from here on a TTL. The result
--- comes before the state: whoever is stopped between them, by an ACL say, is not taken for done, and does it again.
-local function finish(id, job, state, result)
-  local key, ttl_ms = key_of(id), state == 'dead' and DEAD_TTL_MS or result_ttl_ms
-  call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
-  if state == 'dead' then
-    call('HSET', key, 'state', state, 'ended', now_text)
-  else
-    call('HSET', key, 'state', state, 'ended', now_text, 'body', '')
+  -- Brings a job that stands nowhere to its one terminal state: result, events, notice, and from here on a TTL. The result
+  -- comes before the state: whoever is stopped between them, by an ACL say, is not taken for done, and does it again.
+  local function finish(id, job, state, result)
+    local key, ttl_ms = key_of(id), state == 'dead' and DEAD_TTL_MS or result_ttl_ms
+    call('SET', p .. ':result:' .. id, result, 'PX', ttl_ms)
+    if state == 'dead' then
+      call('HSET', key, 'state', state, 'ended', now_text)
+    else
+      call('HSET', key, 'state', state, 'ended', now_text, 'body', '')
+    end
+    call('PEXPIRE', key, ttl_ms)
+    redis.pcall('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
+    call('PEXPIRE', p .. ':events:' .. id, ttl_ms)
+    send_mail(id, job, 'kind', state, 'attempt', job.attempt, 'data', result)
+    if job.deadline ~= '0' then call('ZREM', p .. ':deadlines', id) end
+    if job.idem ~= '' then call('PEXPIRE', p .. ':idem:' .. job.tenant .. ':' .. job.idem, ttl_ms) end
+    redis.pcall('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state) -- a hint, and channels may be denied
+    counting().count(id, job, -1)
   end
-  call('PEXPIRE', key, ttl_ms)
-  redis.pcall('XADD', p .. ':events:' .. id, 'MAXLEN', '~', stream_cap, '*', 'kind', state, 'attempt', job.attempt)
-  call('PEXPIRE', p .. ':events:' .. id, ttl_ms)
-  send_mail(id, job, 'kind', state, 'attempt', job.attempt, 'data', result)
-  if job.deadline ~= '0' then call('ZREM', p .. ':deadlines', id) end
-  if job.idem ~= '' then call('PEXPIRE', p .. ':idem:' .. job.tenant .. ':' .. job.idem, ttl_ms) end
-  redis.pcall('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state) -- a hint, and channels may be denied
-  count_job(id, job, -1)
-end
 
--- The result JSON of a job that ends without a worker's answer. `id` needs no escaping: submit has checked it.
--- `retry_after_ms`: the same job may succeed then; nil: never.
-local function failure(id, job, state, message, code, retry_after_ms)
-  local retry = retry_after_ms and format('true,"retry_after_s":%.3f', retry_after_ms / 1000) or 'false'
-  return '{"request_id":"' .. id .. '","state":"' .. state .. '","attempt":' .. job.attempt .. ',"error":{"code":"'
-    .. (code or state) .. '","message":"' .. message .. '","retryable":' .. retry .. '}}'
-end
-
-local function expire(id, job)
-  take_out(id, job)
-  finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
-end
-
--- Gives a job that stands nowhere back to its queues, or to `delayed`. Readers of its stream start again; when they
--- have read no text and the attempt does not count (`burnt`), they hear nothing, and nothing at the next claim either.
-local function give_back(id, job, reason, delay_ms, burnt)
-  call('HSET', key_of(id), 'attempt', job.attempt, 'crashes', job.crashes, 'tiers', job.tiers, 'back', job.token,
-       'reason', reason, 'retries', job.retries)
-  if job.started == '1' and (burnt or job.written ~= '0') then
-    call('HSET', key_of(id), 'started', '0', 'written', '0')
-    emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', reason)
+  -- The result JSON of a job that ends without a worker's answer. `id` needs no escaping: submit has checked it.
+  -- `retry_after_ms`: the same job may succeed then; nil: never.
+  local function failure(id, job, state, message, code, retry_after_ms)
+    local retry = retry_after_ms and format('true,"retry_after_s":%.3f', retry_after_ms / 1000) or 'false'
+    return '{"request_id":"' .. id .. '","state":"' .. state .. '","attempt":' .. job.attempt .. ',"error":{"code":"'
+      .. (code or state) .. '","message":"' .. message .. '","retryable":' .. retry .. '}}'
   end
-  if delay_ms > 0 then
-    call('HSET', key_of(id), 'state', 'delayed', 'token', '', 'owner', '')
-    call('ZADD', p .. ':delayed', now + delay_ms, id)
-  else
-    put_back(id, job)
+
+  local function expire(id, job)
+    take_out(id, job)
+    finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
   end
+
+  -- Gives a job that stands nowhere back to its queues, or to `delayed`. Readers of its stream start again; when they
+  -- have read no text and the attempt does not count (`burnt`), they hear nothing, and nothing at the next claim either.
+  local function give_back(id, job, reason, delay_ms, burnt)
+    call('HSET', key_of(id), 'attempt', job.attempt, 'crashes', job.crashes, 'tiers', job.tiers, 'back', job.token,
+         'reason', reason, 'retries', job.retries)
+    if job.started == '1' and (burnt or job.written ~= '0') then
+      call('HSET', key_of(id), 'started', '0', 'written', '0')
+      emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', reason)
+    end
+    if delay_ms > 0 then
+      call('HSET', key_of(id), 'state', 'delayed', 'token', '', 'owner', '')
+      call('ZADD', p .. ':delayed', now + delay_ms, id)
+    else
+      put_back(id, job)
+    end
+  end
+
+  return {take_out = take_out, put_back = put_back, finish = finish, failure = failure, expire = expire,
+          give_back = give_back}
 end
 
-local TURNS = 8 -- one in so many claims is a turn of the aged, see claim.lua
-
--- What few scripts and rare cases need: published, read_bounds, room_after_ms, own_idem_key, place. Made on demand,
--- because making a function costs some time, at every call of every script.
+-- What few scripts and rare cases need. Made on demand: published, read_bounds, room_after_ms, own_idem_key, place.
 local function rare()
   -- The published limits of these names, as numbers, 0 for what is not there; whoever may write, garbage harms nobody.
   local function published(...)
     local defaults = {max_jobs = 100000, max_bytes = 1073741824, max_tenant_jobs = 50000, result_ttl_s = 600,
                       stream_cap = 10000, mail_cap = 20000} -- until a daemon has configured the queue
     local names, found, limits = {...}, redis.pcall('HMGET', p .. ':limits', ...), {}
-    for i, name in ipairs(names) do limits[name] = tonumber(found[i] or nil) or defaults[name] or 0 end
+    for i, name in ipairs(names) do
+      local number = tonumber(found[i] or nil) or -1
+      limits[name] = number >= 0 and number < 1e12 and number or defaults[name] or 0 -- neither nan nor inf
+    end
     return limits
   end
 
   -- For the producers' scripts: the bounds come from the published limits.
   local function read_bounds()
     local limits = published('result_ttl_s', 'stream_cap', 'mail_cap')
-    set_bounds(limits.result_ttl_s, format('%.0f', limits.stream_cap), format('%.0f', limits.mail_cap))
+    set_bounds(math.max(limits.result_ttl_s, 1), format('%.0f', limits.stream_cap), format('%.0f', limits.mail_cap))
   end
 
   -- When a hundredth of `jobs` (at least one) will have started, as text; a second when nobody has measured.
@@ -300,9 +291,8 @@ local function rare()
 
   -- The key of the job's idempotency key while it still names this job, else nil.
   local function own_idem_key(id, job)
-    if job.idem == '' then return nil end
     local key = p .. ':idem:' .. job.tenant .. ':' .. job.idem
-    local value = redis.pcall('GET', key)
+    local value = job.idem ~= '' and redis.pcall('GET', key)
     return type(value) == 'string' and string.match(value, '^.* (%S+)$') == id and key or nil
   end
 

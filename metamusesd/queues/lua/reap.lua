@@ -28,7 +28,7 @@ local function by_class(text)
   return low and {[0] = tonumber(low), tonumber(normal), tonumber(high), tonumber(critical)}
 end
 
-local more_of, timeouts, delays = rare(), by_class(ARGV[7]), by_class(ARGV[8])
+local move, more_of, timeouts, delays = moves(), rare(), by_class(ARGV[7]), by_class(ARGV[8])
 local suspects, requeued, expired, woken, timed_out, rerouted, more = {}, {}, {}, {}, {}, {}, 0
 local tiers, served = {}, {}
 
@@ -64,10 +64,10 @@ local function release(id, job, reason)
   call('ZREM', p .. ':leases', id)
   if not job or job.state ~= 'running' then return end
   if overdue(job) then
-    finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
+    move.finish(id, job, 'expired', move.failure(id, job, 'expired', "The job's deadline passed."))
     expired[#expired + 1] = id
   else
-    give_back(id, job, reason, 0, false)
+    move.give_back(id, job, reason, 0, false)
     requeued[#requeued + 1] = id
   end
 end
@@ -89,10 +89,10 @@ local function sweep_deadlines()
   if #ids == SWEEP then more = 1 end
   for _, id in ipairs(ids) do
     local job = read(id)
-    if not job or TERMINAL[job.state] or not overdue(job) then
+    if not job or terminal(job.state) or not overdue(job) then
       call('ZREM', p .. ':deadlines', id)
     else
-      expire(id, job)
+      move.expire(id, job)
       expired[#expired + 1] = id
     end
   end
@@ -105,7 +105,7 @@ local function wake_delayed()
     call('ZREM', p .. ':delayed', id)
     local job = read(id)
     if job and job.state == 'delayed' then
-      put_back(id, job)
+      move.put_back(id, job)
       woken[#woken + 1] = id
     end
   end
@@ -113,19 +113,19 @@ end
 
 -- The job goes behind all that came before it into class low, and is counted there.
 local function demote(id, job)
-  take_out(id, job)
-  count_job(id, job, -1)
+  move.take_out(id, job)
+  counting().count(id, job, -1)
   job.prio, job.score = '0', format('%.0f', 3 * STRIDE + score_of(job) % STRIDE)
-  count_job(id, job, 1)
-  put_back(id, job, 'prio', '0', 'score', job.score)
+  counting().count(id, job, 1)
+  move.put_back(id, job, 'prio', '0', 'score', job.score)
 end
 
 local function refuse(id, job)
   local jobs = tonumber(call('HGET', p .. ':counters', 'jobs') or 0)
   local retry_after_ms = more_of.room_after_ms(jobs, more_of.published('drain_milli_hz').drain_milli_hz)
-  take_out(id, job)
-  finish(id, job, 'failed', failure(id, job, 'failed', 'The job waited longer than its class may.', 'queue_timeout',
-                                    retry_after_ms))
+  move.take_out(id, job)
+  move.finish(id, job, 'failed', move.failure(id, job, 'failed', 'The job waited longer than its class may.',
+                                              'queue_timeout', retry_after_ms))
 end
 
 local function sweep_class(queue, prio, timeout_ms, delay)
@@ -172,9 +172,9 @@ local function reroute(id, job, tier)
     call('HSET', key_of(id), 'tiers', table.concat(others, ' '))
     return false
   end
-  take_out(id, job)
+  move.take_out(id, job)
   job.tiers = ''
-  put_back(id, job, 'tiers', '', 'reason', 'stranded')
+  move.put_back(id, job, 'tiers', '', 'reason', 'stranded')
   return true
 end
 

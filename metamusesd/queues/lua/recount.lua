@@ -6,7 +6,7 @@
 --
 -- Not more often than once in interval_ms, for all callers together. Few jobs are counted in one call. Of more, each call
 -- counts the next `chunk`, in the order of their sequence numbers, into p:recount; a job that ends (or comes back to life)
--- with a number that was passed already is taken from there (or put there) by `count_job`, so that the sum is exact when
+-- with a number that was passed already is taken from there (or put there) by `counting`, so that the sum is exact when
 -- the last one is passed. An entry of p:live without a live job behind it is a mistake as well, and goes.
 --
 -- A live job that stands in no queue and under no lease was left there by a script that something stopped half-way: an ACL
@@ -50,7 +50,7 @@ end
 
 local function set_right(place, id)
   local job = jobs[id]
-  if job.state == 'running' or job.state == 'delayed' then call('ZADD', place, now, id) else put_back(id, job) end
+  if job.state == 'running' or job.state == 'delayed' then call('ZADD', place, now, id) else moves().put_back(id, job) end
 end
 
 local function look_for_lost()
@@ -82,7 +82,7 @@ local entries = call('ZRANGEBYSCORE', live, '(' .. from, '+inf', 'WITHSCORES', '
 local sums = {}
 for i = 1, #entries, 2 do
   local job = read(entries[i], FIELDS)
-  if job and not TERMINAL[job.state] then
+  if job and not terminal(job.state) then
     count(sums, job)
     expect(entries[i], job)
   else

@@ -16,6 +16,7 @@
 local WIDTH, HEAD = 7, 4
 local MAX_EVIDENCE, MAX_EVIDENCE_BYTES = 8, 16384
 local DELAY_MOST_MS = 86400000 -- reap.lua takes what is delayed for longer for one of before the clock was put back
+local move = moves()
 local FAULTS = {none = true, killed = true, error = true, crash = true, crash_alone = true}
 
 local function check()
@@ -29,7 +30,8 @@ local function check()
 end
 
 local function bury(id, job)
-  finish(id, job, 'dead', failure(id, job, 'dead', 'The job was quarantined, because processes crashed under it.'))
+  local text = 'The job was quarantined, because processes crashed under it.'
+  move.finish(id, job, 'dead', move.failure(id, job, 'dead', text))
   call('ZADD', p .. ':dead', now, id)
   call('ZREMRANGEBYSCORE', p .. ':dead', '-inf', now - DEAD_TTL_MS)
   call('ZREMRANGEBYRANK', p .. ':dead', 0, -DEAD_CAP - 1)
@@ -54,7 +56,7 @@ local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
     local before = job and (job.back == token or job.state == 'dead' and job.token == token)
     return before and not (job.state == 'cancelled' or job.state == 'expired') and 'ok' or verdict
   end
-  take_out(id, job)
+  move.take_out(id, job)
   keep(id, evidence)
   local burnt = fault ~= 'none'
   if fault == 'crash' or fault == 'crash_alone' then job.crashes = (tonumber(job.crashes) or 0) + 1 end
@@ -65,7 +67,7 @@ local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
     bury(id, job)
   else
     if burnt then job.attempt = job.attempt + 1 end
-    give_back(id, job, reason, math.min(tonumber(delay_ms), DELAY_MOST_MS), burnt)
+    move.give_back(id, job, reason, math.min(tonumber(delay_ms), DELAY_MOST_MS), burnt)
   end
   return 'ok'
 end

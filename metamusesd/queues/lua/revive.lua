@@ -28,9 +28,9 @@ call('HDEL', key, 'deadline', 'ended', 'told', 'back', 'tiers', 'route')
 call('PERSIST', key)
 reopen(p .. ':events:' .. id)
 if idem_key then call('PERSIST', idem_key) else call('HDEL', key, 'idem') end
-put_back(id, job, 'attempt', job.attempt, 'crashes', '0', 'retries', '0', 'started', '0', 'written', '0', 'queue',
+moves().put_back(id, job, 'attempt', job.attempt, 'crashes', '0', 'retries', '0', 'started', '0', 'written', '0', 'queue',
          'ingress', 'reason', 'revived')
 emit(id, job, 'kind', 'restarted', 'attempt', job.attempt, 'data', 'revived')
-count_job(id, job, 1)
+counting().count(id, job, 1)
 close()
 return job.state

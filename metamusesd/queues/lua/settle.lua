@@ -13,7 +13,7 @@ local function check()
     return invalid('arguments', 'do not add up', 'see the head of settle.lua')
   end
   for a = HEAD, #ARGV - 1, WIDTH do
-    if not TERMINAL[ARGV[a + 3]] then return invalid('state', 'not terminal', 'give done, failed, cancelled, …') end
+    if not terminal(ARGV[a + 3]) then return invalid('state', 'not terminal', 'give done, failed, cancelled, …') end
   end
 end
 
@@ -42,6 +42,7 @@ for a = HEAD, #ARGV - 1, WIDTH do
   end
 end
 if #ids > 0 then call('ZREM', p .. ':leases', unpack(ids)) end
-for _, id in ipairs(ids) do finish(id, jobs[id], jobs[id].ends, jobs[id].result) end
+local move = moves()
+for _, id in ipairs(ids) do move.finish(id, jobs[id], jobs[id].ends, jobs[id].result) end
 close()
 return reply

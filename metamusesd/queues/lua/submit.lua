@@ -44,7 +44,7 @@ end
 
 -- A repeated submit asks for mail as well: its mailbox joins those of the live job.
 local function join(id, state, box)
-  if box == '' or TERMINAL[state] then return end
+  if box == '' or terminal(state) then return end
   local boxes = call('HGET', key_of(id), 'reply_to') or ''
   if string.find(' ' .. boxes .. ' ', ' ' .. box .. ' ', 1, true) or #boxes > MAX_BOXES_CHARS then return end
   call('HSET', key_of(id), 'reply_to', boxes == '' and box or boxes .. ' ' .. box)
@@ -76,7 +76,7 @@ local limits = {} -- by priority: max_jobs, max_bytes, max_tenant_jobs, max_queu
 -- Numbers for all jobs of the call are drawn at once; those that are not used leave a gap.
 local function next_number()
   local most = #ARGV / WIDTH
-  sequence = (sequence or call('INCRBY', p .. ':seq', most) - most) + 1
+  sequence = (sequence or call('INCRBY', p .. ':seq', format('%d', most)) - most) + 1
   return sequence
 end
 
@@ -87,10 +87,10 @@ end
 
 -- The bound that is reached, and the jobs that it counts.
 local function bound_reached(tenant, prio, bytes)
-  local mine, class = know(tenant, prio)
+  local mine, class = counting().know(tenant, prio)
   limits[prio] = limits[prio]
     or redis.pcall('HMGET', p .. ':limits', 'max_jobs', 'max_bytes', 'max_tenant_jobs', 'max_queue_size:' .. prio)
-  local sums, most, most_bytes, tenant_most, class_most = tally.sums, unpack(limits[prio], 1, 4)
+  local sums, most, most_bytes, tenant_most, class_most = counts.sums, unpack(limits[prio], 1, 4)
   most, most_bytes = tonumber(most or nil) or 100000, tonumber(most_bytes or nil) or 1073741824
   tenant_most, class_most = tonumber(tenant_most or nil) or 50000, tonumber(class_most or nil) or 0
   if sums.jobs >= most then return 'jobs', most end
@@ -110,8 +110,8 @@ local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, st
   -- while a job that stands in no queue would be lost, and its repetition answered `duplicate`.
   call('ZADD', p .. ':ingress', score, id)
   call('HSET', key_of(id), 'state', 'queued', 'body', body, 'digest', digest, 'prio', prio, 'score', score,
-       'tenant', tenant, 'bytes', #body, 'reply_to', box, 'stream', stream, 'submitted', now_text, 'attempt', '1',
-       'crashes', '0', 'queue', 'ingress')
+       'tenant', tenant, 'bytes', format('%d', #body), 'reply_to', box, 'stream', stream, 'submitted', now_text,
+       'attempt', '1', 'crashes', '0', 'queue', 'ingress')
   if deadline_ms ~= '0' then
     call('HSET', key_of(id), 'deadline', now + deadline_ms)
     call('ZADD', p .. ':deadlines', now + deadline_ms, id)
@@ -120,7 +120,7 @@ local function accept(id, body, digest, prio, tenant, deadline_ms, idem, box, st
     call('HSET', key_of(id), 'idem', idem)
     call('SET', idem_key, digest .. ' ' .. id)
   end
-  count_job(id, {tenant = tenant, prio = prio, bytes = #body, score = score}, 1)
+  counts.count(id, {tenant = tenant, prio = prio, bytes = #body, score = score}, 1)
   return {'new', id, 'queued'}
 end
 
