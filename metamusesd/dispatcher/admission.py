@@ -1,7 +1,8 @@
 """Stage 3 · dispatcher · a job that cannot meet its deadline is refused at once, not after it has waited. Pure.
 
 It is refused when even a lucky one, faster than three of four in its wait and in its run, would be late in every tier
-that may serve it: of those refused, hardly any would have made it. Without measurements everybody may try.
+that may serve it: of those refused, hardly any would have made it. Without measurements everybody may try; while the
+predictions are not proven, a quarter of the predicted wait has to be too long.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from metamusesd.errors import DeadlineUnmeetable
 from metamusesd.queues.base import Claim
 
 LUCKY, USUAL = 0.25, 0.5
+UNPROVEN = 0.25
 
 
 def too_late(
@@ -22,9 +24,10 @@ def too_late(
     found = []
     for raw_s, forecast in tiers:
         run_s, usual_run_s = forecast.run_s(LUCKY, max_tokens), forecast.run_s(USUAL, max_tokens)
-        if raw_s is None or run_s is None or usual_run_s is None or (raw_s and not forecast.proven):
+        if raw_s is None or run_s is None or usual_run_s is None:
             return None
-        if forecast.factor(LUCKY) * raw_s + run_s <= left_s:
+        lucky = forecast.factor(LUCKY) if forecast.proven else min(UNPROVEN, forecast.factor(LUCKY))
+        if lucky * raw_s + run_s <= left_s:
             return None
         found.append((forecast.factor(USUAL) * raw_s, usual_run_s))
     return _error(left_s, *min(found, key=sum), claim) if found else None

@@ -76,3 +76,4 @@ def test_in_doubt_it_may_try() -> None:
     for other in [(None, measured()), (20.0, unproven), (20.0, idle), (1.0, measured())]:
         assert too_late(9.0, None, [slow, other], CLAIM) is None
     assert too_late(9.0, None, [], CLAIM) is None
+    assert too_late(9.0, None, [(40.0, unproven)], CLAIM) is not None, "far too late is no doubt"
