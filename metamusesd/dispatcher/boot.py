@@ -82,7 +82,7 @@ class Boot:
         await self._open(queue)
         await self._take_over(queue)
         dispatcher, rounds = self._dispatcher, self._rounds
-        for name in ("renew", "reap", "survey", "sample"):
+        for name in ("cancels", "renew", "reap", "survey", "sample"):
             self._start(getattr(rounds, name)(), name)
         self._start(self._configure(queue), "limits")
         self._start(dispatcher.outbox.run(), "outbox")

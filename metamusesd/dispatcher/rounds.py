@@ -16,11 +16,13 @@ from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.errors import QueueError, QueueFault
 from metamusesd.job import Priority
-from metamusesd.queues.base import Host, Queue, Suspect
+from metamusesd.queues.base import Host, Queue, Suspect, cancels
 from metamusesd.tiers import TIERS
 
 BEAT_S = 0.05
-SILENT_NS = 40_000_000  # less than a beat: every beat asks, so that a cancel is heard within one
+SILENT_NS = 40_000_000  # less than a beat: every beat asks, so that a cancel whose hint was lost is heard soon
+HINT_S = 5.0  # the longest wait for the hint of a cancel
+GATHER_S = 0.01  # after one: what a flood of cancels may cost
 SURVEY_S, SAMPLE_S = 1.0, 0.2
 REAP_S = 1.0
 MOST_SWEEPS = 10  # in a row, when one was not enough
@@ -49,6 +51,22 @@ class Rounds:
                 dispatcher.ask(SILENT_NS)
             due_ns = time.monotonic_ns() + int(BEAT_S * 1e9)
             await asyncio.sleep(BEAT_S)
+
+    async def cancels(self) -> None:
+        """A job that runs here was cancelled: ask about every run at once, and not only about silent ones, later."""
+        tries = 0
+        while True:
+            try:
+                hinted = await self._queue.wait([cancels(self._owner)], HINT_S)
+            except QueueError as error:
+                self._dispatcher.ledger.redis(error)
+                await asyncio.sleep(pause_s(tries))
+                tries += 1
+                continue
+            tries = 0
+            if hinted:
+                self._dispatcher.ask(0)
+                await asyncio.sleep(GATHER_S)
 
     async def renew(self) -> None:
         """Prolong all leases three times in their life; not those of a worker that should have been killed long ago.

@@ -294,6 +294,11 @@ class Host:
     tiers: dict[str, Service]
 
 
+def cancels(owner: str) -> str:
+    """What `wait` is to be told for it; no tier has a name like that."""
+    return f"cancels:{owner}"
+
+
 class Queue(Protocol):
     """One connection to one queue (prefix). Safe for many concurrent calls of one event loop."""
 
@@ -348,7 +353,8 @@ class Queue(Protocol):
     # the dispatcher
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
-        """Block until a marker of one of `queues` says that there may be work. A hint: claim whatever it returns."""
+        """Block until a marker of one of `queues` says that there may be work. A hint: claim whatever it returns.
+        With `cancels(owner)` among them also when a job that this owner runs was cancelled."""
 
     async def claim(
         self, owner: str, nonce: str, wants: Sequence[Want], routed: Sequence[Routed] = (), *, lease_ms: int

@@ -27,6 +27,7 @@ from metamusesd.queues.base import (
     Suspect,
     Verdict,
     Want,
+    cancels,
     receipt,
 )
 from metamusesd.queues.memory_dead import drop, revive
@@ -77,7 +78,10 @@ class MemoryQueue(MemoryViews):
         if job is None:
             return "gone"
         if job.state not in TERMINAL:
+            running = job.state == "running"
             self._store.fail(job, "cancelled")
+            if running:
+                self._store.arm(cancels(job.owner))
         return job.state
 
     async def revive(self, id: str) -> str:

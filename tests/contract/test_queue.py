@@ -22,6 +22,7 @@ from metamusesd.queues.base import (
     Submission,
     Verdict,
     Want,
+    cancels,
 )
 from tests.contract.bench import CANCELLED, EXPIRED, LEASE_MS, LOST, OK, OWNER, Bench, done, ids, routed, until
 
@@ -603,6 +604,20 @@ async def test_no_marker_is_left_for_a_queue_that_was_emptied(bench: Bench) -> N
     await bench.submit("a")
     await bench.claim()
     assert not await bench.queue.wait([INGRESS], 0.005)
+
+
+async def test_a_cancel_wakes_who_runs_the_job(bench: Bench) -> None:
+    """The cancel of a running job wakes its owner and nobody else; that of one that waits or has ended wakes none."""
+    await bench.run("a")
+    await bench.submit("b")
+    assert await bench.queue.wait([INGRESS], 30)
+    assert [await bench.queue.cancel(id) for id in ("b", "gone")] == ["cancelled", "gone"]
+    assert not await bench.queue.wait([cancels(OWNER)], 0.005)
+    assert await bench.queue.cancel("a") == "cancelled"
+    assert not await bench.queue.wait([cancels("host-b:1")], 0.005)
+    assert await bench.queue.wait([cancels(OWNER)], 30)
+    assert await bench.queue.cancel("a") == "cancelled"
+    assert not await bench.queue.wait([cancels(OWNER)], 0.005)
 
 
 async def test_what_a_claim_leaves_below_its_floor_does_not_wake_it(bench: Bench) -> None:

@@ -18,6 +18,7 @@
 --   p:unserved                  hash    tier → since when no live host serves it, see reap.lua
 --   p:limits                    hash    what configure wrote, and what all live hosts start in 1000 s: drain_milli_hz
 --   p:marker:<queue>            list    at most one element: wake up and claim
+--   p:marker:cancels:<owner>    list    the same: a job that it runs was cancelled, see cancel.lua
 --   p:claimed:<owner>           string  "<nonce> <id> <id>…": the last claim, for a repeat after a lost reply
 --   p:pushed:<tier>             string  somebody has pushed   p:dropped:<id>           string  a drop to repeat
 --   p:seq, p:protocol  string    p:dead  zset    p:hosts  zset    p:host:<owner>  hash    p:notifications:<queue>  channel
