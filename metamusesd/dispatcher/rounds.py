@@ -134,6 +134,7 @@ class Rounds:
         for depth in depths:
             if depth.queue in self._tiers and any(depth.by_class):
                 await queue.push(depth.queue)
+        await queue.check()
 
     async def sample(self) -> None:
         """Ask where a job stands that was just routed: its prediction is held against the truth when it starts."""

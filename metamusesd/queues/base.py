@@ -305,6 +305,10 @@ class Queue(Protocol):
     async def open(self) -> None:
         """Connect, check version and eviction policy (QueueRefused), load the scripts. Legal twice."""
 
+    async def check(self) -> None:
+        """Raise the trouble that no other call of a dispatcher would meet: an eviction policy that would lose jobs, a
+        sequence that is no number."""
+
     async def configure(self) -> None:
         """Publish this queue's limits: from now on they hold for every producer. For the daemon only."""
 

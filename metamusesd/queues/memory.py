@@ -54,6 +54,9 @@ class MemoryQueue(MemoryViews):
     async def open(self) -> None:
         """Nothing to do."""
 
+    async def check(self) -> None:
+        """Nothing to do."""
+
     async def configure(self) -> None:
         """See base.Queue and lua/configure.lua."""
         self._store.published = self._store.limits

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from metamusesd.errors import IdConflict, QueueFull
+from metamusesd.errors import IdConflict, QueueFault, QueueFull
 from metamusesd.queues.base import (
     Append,
     Claim,
@@ -61,6 +61,12 @@ class RedisQueue(RedisViews):
     async def open(self) -> None:
         """Connect, check the server, load the scripts."""
         await self._door.open()
+
+    async def check(self) -> None:
+        """See base.Queue."""
+        await self._door.check()
+        if (kind := await self._door.ask("TYPE", f"{self.prefix}:seq")) not in (b"string", b"none"):
+            raise QueueFault(f"{self.prefix}:seq is a {kind.decode()}: no job can be submitted; delete it")
 
     async def configure(self) -> None:
         """See base.Queue."""

@@ -94,7 +94,7 @@ class Way:
     async def _checked(self, link: Link) -> Link:
         """See what INFO says; managed services forbid CONFIG."""
         try:
-            facts = _facts(await _ask(link, "INFO"))
+            facts = facts_of(await _ask(link, "INFO"))
             check_server(facts)
             if self._place.kind == "sentinel" and facts.get("role") != "master":
                 raise QueueUnavailable(f"Redis at {link.server} is no master (yet)", trouble="read_only")
@@ -132,7 +132,8 @@ async def _ask(link: Link, *command: Argument) -> Any:
     return reply
 
 
-def _facts(info: bytes) -> dict[str, str]:
+def facts_of(info: bytes) -> dict[str, str]:
+    """What INFO says, by name."""
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: a network namespace each, a switch between them, one Redis in a namespace of its own."""
+"""Several hosts on one machine: a network namespace each, a switch between them, one Redis in its own."""
 
 from __future__ import annotations
 

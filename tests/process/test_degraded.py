@@ -112,11 +112,21 @@ async def test_redis_stopped(daemon: Beside) -> None:
     [
         (["CONFIG", "SET", "maxmemory", "1mb"], "memory", ["CONFIG", "SET", "maxmemory", "0"]),
         (["REPLICAOF", "127.0.0.1", "1"], "read-only", ["REPLICAOF", "NO", "ONE"]),
+        (
+            ["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"],
+            "lose jobs",
+            ["CONFIG", "SET", "maxmemory-policy", "noeviction"],
+        ),
+        (
+            ["EVAL", "redis.call('RENAME', KEYS[1], 'kept') redis.call('LPUSH', KEYS[1], 'x')", "1", "{metamuse}:seq"],
+            "wrong type",
+            ["RENAME", "kept", "{metamuse}:seq"],
+        ),
         (["ACL", "SETUSER", "default", "-evalsha", "-eval"], "", ["ACL", "SETUSER", "default", "+@all"]),
     ],
 )
 async def test_redis_refuses(daemon: Beside, spoil: list[str], words: str, heal: list[str]) -> None:
-    """Out of memory, read-only, or not allowed: the daemon says so and waits; healed, it finishes every job."""
+    """Full, read-only, evicting, spoilt, or forbidden: the daemon says so and waits; healed, it finishes every job."""
     before = (daemon.worker_pids(), daemon.pid("dispatcher"))
     async with daemon.client() as client:
         ids = await _started(daemon, client)
