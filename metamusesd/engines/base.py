@@ -4,7 +4,9 @@ One engine object lives in one worker process and holds one model. The worker ca
 only step thread; `prepare` may run on another thread while a step computes, so it must not touch what steps touch.
 
     prepare(task) ──► Prepared ──► admit(prepared) ──► step() … step() ──► Finished
-    (validate, template, tokenize)                       └ cancel(handle) at any time between steps
+    (validate, template, tokenize)     │   ▲             └ cancel(handle) at any time between steps
+                                       ▼   │
+                                   interrupted(handle)?  a long step may ask whether that sequence is still wanted
 
 Nothing that a request carries may crash the process: every refusal is a RequestError raised by `prepare`, or NoCapacity
 raised by `admit`, which changes nothing.
@@ -93,6 +95,7 @@ class Prepared:
 
 
 Progress = Callable[[float], None]  # told how much of a model is loaded, 0 to 1
+Interrupted = Callable[[int], bool]  # whether nobody wants the sequence of this handle any more; raises nothing
 Event = Token | Finished  # what a step yields; both travel to the dispatcher as they are, see wire.py
 
 
@@ -114,6 +117,11 @@ class EngineStatistics:
     generated_tokens: int = 0  # since load
 
 
+def never(_: int) -> bool:
+    """Every sequence is wanted to the end of its step."""
+    return False
+
+
 class Engine(Protocol):
     """See the module's docstring for who calls what, when."""
 
@@ -131,8 +139,12 @@ class Engine(Protocol):
     def busy(self) -> bool:
         """True while a call of `step` would compute something."""
 
-    def step(self) -> list[Event]:
-        """Compute one batch: prefill chunks and one token of each running sequence. Blocks for one step only."""
+    def step(self, interrupted: Interrupted = never) -> list[Event]:
+        """Compute one batch: prefill chunks and one token of each running sequence. Blocks for one step only.
+
+        `interrupted` may be asked on the same thread, as seldom as the engine likes; it touches no engine. After a yes
+        the step may end without having computed anything for that sequence, which lives on until it is cancelled.
+        """
 
     def statistics(self) -> EngineStatistics:
         """The numbers for the board."""

@@ -25,7 +25,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from metamusesd.engines.base import EngineSpec, EngineStatistics, Event, ModelInfo, Prepared, Task
+from metamusesd.engines.base import (
+    EngineSpec,
+    EngineStatistics,
+    Event,
+    Interrupted,
+    ModelInfo,
+    Prepared,
+    Task,
+    never,
+)
 from metamusesd.errors import ContextOverflow, EngineFailed, InvalidRequest, NoCapacity
 from metamusesd.job import InferenceRequest
 from metamusesd.wire import Finished, Token
@@ -108,8 +117,8 @@ class EchoEngine:
         """See Engine."""
         return bool(self._held)
 
-    def step(self) -> list[Event]:
-        """See Engine."""
+    def step(self, interrupted: Interrupted = never) -> list[Event]:
+        """See Engine. Its steps are short: nobody is asked."""
         started_ns = time.monotonic_ns()
         events: list[Event] = []
         running = self._choose()

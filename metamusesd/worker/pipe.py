@@ -6,9 +6,11 @@ One Pipe is one epoch. A reader that is slow fills the buffer; `full` then tells
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from metamusesd.errors import WireError
 from metamusesd.wire import Frame, FrameReader, encode
 
 READ_BYTES = 256 * 1024
@@ -20,11 +22,13 @@ class Pipe:
 
     def __init__(self, fd: int, epoch: int) -> None:
         self.epoch = epoch
-        self.frames = 0  # received
+        self.frames = 0  # handed out by `receive`
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._reader = FrameReader(epoch)
         self._out = bytearray()
+        self._heard: deque[tuple[Frame, Any]] = deque()  # read by `listen`, and not handed out yet
+        self._over: EOFError | WireError | None = None  # what comes after them
 
     def __repr__(self) -> str:
         return f"<Pipe epoch={self.epoch} frames={self.frames} waiting={len(self._out)}B>"
@@ -45,6 +49,32 @@ class Pipe:
 
     def receive(self) -> Iterator[tuple[Frame, Any]]:
         """All frames that are there. Raises EOFError when the other end is gone, WireError on garbage."""
+        while self._heard:
+            self.frames += 1
+            yield self._heard.popleft()
+        if self._over is not None:
+            raise self._over
+        for frame in self._read():
+            self.frames += 1
+            yield frame
+
+    def listen(self) -> tuple[bool, list[int]]:
+        """In the middle of a step: whether this epoch is over, and the handles that are cancelled by what `receive` has
+        not handed out yet. Takes the socket's frames in, keeps them in order for `receive`, and raises nothing."""
+        if self._over is None:
+            try:
+                self._heard.extend(self._read())
+            except (EOFError, WireError) as error:
+                self._over = error
+        cancels = [payload for frame, payload in self._heard if frame is Frame.CANCEL]
+        return self._over is not None, [handle for handles in cancels for handle in handles]
+
+    @property
+    def heard(self) -> bool:
+        """`receive` has something that the selector cannot see."""
+        return bool(self._heard) or self._over is not None
+
+    def _read(self) -> Iterator[tuple[Frame, Any]]:
         while True:
             try:
                 data = self._socket.recv(READ_BYTES)
@@ -54,9 +84,7 @@ class Pipe:
                 raise EOFError(str(error)) from error
             if not data:
                 raise EOFError
-            for frame in self._reader.feed(data):
-                self.frames += 1
-                yield frame
+            yield from self._reader.feed(data)
             if len(data) < READ_BYTES:
                 return
 

@@ -2,7 +2,7 @@
 
     control socket ─► a link (fd, epoch): drop the old epoch's sequences, then HELLO
     pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop         while busy: looked at, never waited for
-    engine.step()  ─► one EVENTS frame for all sequences · the board row
+    engine.step()  ─► one EVENTS frame for all sequences · the board row    a long one asks whether it is still wanted
 
 One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket
 does, or on SIGTERM: the dispatcher has drained before, so there is nothing to save.
@@ -81,12 +81,21 @@ class Worker:
 
     def _step(self) -> None:
         try:
-            events: list[Any] = self._engine.step()
+            events: list[Any] = self._engine.step(self._interrupted)
         except MetamusesdError as error:
             events = self._fail_all(error)
         self._release(events)
         self._row.stepped(self._engine.statistics(), len(self._held), self._pipe)
         self._send(events)
+        if self._pipe is not None and self._pipe.heard:
+            self._on_pipe(selectors.EVENT_READ)
+
+    def _interrupted(self, handle: int) -> bool:
+        """Asked by the engine inside a step: does nobody want that sequence any more? All else waits for its end."""
+        if self._pipe is None or 0 < self._held.get(handle, 0) <= time.monotonic_ns():
+            return True
+        over, cancelled = self._pipe.listen()
+        return over or handle in cancelled
 
     def _fail_all(self, error: MetamusesdError) -> list[Any]:
         """The batch could not be computed: every sequence of it ends with the error and may be tried elsewhere."""

@@ -82,7 +82,10 @@ class Run:
         return handle
 
     def step(self) -> None:
-        for event in self.engine.step():
+        self.hear(self.engine.step())
+
+    def hear(self, events: list[Any]) -> None:
+        for event in events:
             if isinstance(event, Token):
                 self.texts[event.handle] += event.text
                 self.logprobs += event.logprobs or []
@@ -93,6 +96,12 @@ class Run:
         while self.engine.busy():
             self.step()
         return self
+
+
+def agrees(engine: Any) -> None:
+    """Every sequence holds in llama.cpp what it holds by our account."""
+    holders = [*engine._memory.cached.values(), *(sequence.hold for sequence in engine._live.values())]
+    assert all(engine._context.length(hold.seq_id) == hold.past for hold in holders)
 
 
 def answer(engine: Any, query: str, **changes: Any) -> str:
@@ -121,8 +130,7 @@ def test_account_agrees_with_llama_cpp(engine: Any) -> None:
         run.admit(query)
     while engine.busy():
         run.step()
-        holders = [*engine._memory.cached.values(), *(sequence.hold for sequence in engine._live.values())]
-        assert all(engine._context.length(hold.seq_id) == hold.past for hold in holders)
+        agrees(engine)
     held = {int(cell) for hold in engine._memory.cached.values() for cell in hold.held}
     assert engine.statistics().kv_cells_used == len(held)
 
@@ -159,6 +167,45 @@ def test_cancel_in_the_middle_of_a_prompt(engine: Any) -> None:
         run.step()
     assert engine.statistics().queued_prompt_tokens <= waiting
     assert not any(handle in run.ends for handle in computing[1:])
+
+
+def test_a_prompt_is_interrupted_in_its_chunk(engine: Any) -> None:
+    """A step that computes a prompt ends soon after a yes, without it: what that sequence had before is there, and
+    the neighbours, one that yields and one that is cached, have their KV and say what they say undisturbed."""
+    query, params = "Describe the sea.", {"max_tokens": 24, "ignore_eos": True}
+    answer(engine, query, params=params)
+    alone = answer(engine, query, params=params)
+    run, asked = Run(engine), list[int]()
+    low = run.admit(query, Priority.LOW, params=params)
+    while not run.texts[low]:
+        run.step()
+    long = run.admit(" ".join(f"word number {number}" for number in range(180)), Priority.CRITICAL)
+    run.step()
+    hold = engine._live[engine._orders[long]].hold
+    before, computed = hold.past, engine.statistics().prompt_tokens
+    assert 0 < before < hold.known
+    assert engine.step(lambda handle: not asked.append(handle)) == []  # type: ignore[func-returns-value]
+    assert asked == [long]  # once, and not again after the yes
+    assert (hold.past, engine.statistics().prompt_tokens) == (before, computed)
+    agrees(engine)
+    assert engine.cancel(long)
+    agrees(engine)
+    run.finish()
+    assert run.texts[low] == alone
+    assert answer(engine, query, params=params) == alone
+
+
+def test_an_interrupted_prompt_that_lives_on_is_computed_again(engine: Any) -> None:
+    """A step that was interrupted has cost time and nothing else."""
+    query = " ".join(f"part number {number}" for number in range(60)) + " What comes next?"
+    run, yes = Run(engine), [True, False, True]
+    handle = run.admit(query, params={"ignore_eos": True})
+    while handle not in run.ends:
+        events = engine.step(lambda _: bool(yes and yes.pop()))
+        run.hear(events)
+    assert not yes
+    assert run.ends[handle].completion_tokens == 12
+    agrees(engine)
 
 
 def test_stop_string_across_tokens(engine: Any) -> None:
@@ -400,7 +447,7 @@ def test_a_failed_decode_ends_its_batch_and_nothing_else(engine: Any, monkeypatc
     run = Run(engine)
     handle = run.admit("Hello.")
     with monkeypatch.context() as patch:
-        patch.setattr(engine._context, "decode", lambda count: -3)
+        patch.setattr(engine._context, "decode", lambda count, _: -3)
         run.step()
     assert run.ends[handle].error is not None
     assert run.ends[handle].error["code"] == "engine_failed"
@@ -415,7 +462,7 @@ def test_no_cells_means_evict_and_retry(engine: Any, monkeypatch: pytest.MonkeyP
     while not all(run.texts.values()):
         run.step()
     real, refusals = engine._context.decode, [1, 1]
-    monkeypatch.setattr(engine._context, "decode", lambda count: refusals.pop() if refusals else real(count))
+    monkeypatch.setattr(engine._context, "decode", lambda count, _: refusals.pop() if refusals else real(count))
     run.finish()
     assert [run.ends[handle].completion_tokens for handle in handles] == [12, 12]
     assert not refusals

@@ -13,15 +13,27 @@ instance alone after a start; beside others they may part where two tokens are n
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from metamusesd.engines.base import EngineSpec, EngineStatistics, Event, ModelInfo, Prepared, Progress, Task, Token
+from metamusesd.engines.base import (
+    EngineSpec,
+    EngineStatistics,
+    Event,
+    Interrupted,
+    ModelInfo,
+    Prepared,
+    Progress,
+    Task,
+    Token,
+    never,
+)  # fmt: skip
 from metamusesd.engines.llamacpp import batch
 from metamusesd.engines.llamacpp.calibrate import calibrate
 from metamusesd.engines.llamacpp.memory import Memory
-from metamusesd.engines.llamacpp.native import Context, Model
+from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer, dead_end
 from metamusesd.engines.llamacpp.rates import Rates
 from metamusesd.engines.llamacpp.sampling import describe, log_probabilities
@@ -114,7 +126,7 @@ class LlamaEngine:
     def busy(self) -> bool:
         return bool(self._live)
 
-    def step(self) -> list[Event]:
+    def step(self, interrupted: Interrupted = never) -> list[Event]:
         if not self._live:
             return []
         started_ns = time.perf_counter_ns()
@@ -123,13 +135,14 @@ class LlamaEngine:
         decodes = [(self._live[key], 1) for key in chosen.decode]
         prompts = [(self._live[key], count) for key, count in chosen.prefill]
         if prompts and self._mixes:
-            self._compute(decodes + prompts, events)
+            computed = self._compute(decodes + prompts, events)
         else:
             for size in self._rates.split(len(decodes)):
                 self._compute(decodes[:size], events)
                 decodes = decodes[size:]
-            self._compute([entry for entry in prompts if entry[0].order in self._live], events)
-        self._learn(chosen, started_ns)
+            prompts = [entry for entry in prompts if entry[0].order in self._live]
+            computed = self._compute(prompts, events, interrupted)
+        self._learn(chosen, started_ns, computed)
         return events
 
     def _plan(self) -> batch.Plan:
@@ -198,11 +211,13 @@ class LlamaEngine:
                 return
             sequence.waiting = False
 
-    def _compute(self, entries: list[Entry], events: list[Event]) -> None:
-        """Decode one batch and sample a token for each sequence in it that has no token left to compute."""
-        entries = self._decode([(sequence, count) for sequence, count in entries if not sequence.waiting], events)
+    def _compute(self, entries: list[Entry], events: list[Event], interrupted: Interrupted | None = None) -> bool:
+        """Decode one batch and sample a token for each sequence in it that has no token left to compute. False: nothing
+        was computed. A lone chunk of a prompt takes as long as many tokens: it asks whether it is `interrupted`."""
+        entries = [(sequence, count) for sequence, count in entries if not sequence.waiting]
+        entries = self._decode(entries, events, interrupted)
         if not entries:
-            return
+            return False
         complete = []
         cells, start = self._memory.cells.take(sum(count for _, count in entries)), 0
         for sequence, count in entries:
@@ -214,13 +229,17 @@ class LlamaEngine:
             now_ns = time.perf_counter_ns()
             for row, sequence in zip(self._context.logits(), complete, strict=False):
                 self._sample(sequence, row, events, now_ns)
+        return True
 
-    def _decode(self, entries: list[Entry], events: list[Event]) -> list[Entry]:
+    def _decode(self, entries: list[Entry], events: list[Event], interrupted: Interrupted | None) -> list[Entry]:
         """Have llama.cpp compute the entries; those that it did come back. Without cells: evict, and try again."""
         while entries:
-            status = self._context.decode(self._fill(entries))
+            asked = partial(interrupted, entries[0][0].handle) if interrupted else None
+            status = self._context.decode(self._fill(entries), asked)
             if status == 0:
                 return entries
+            if status == ABORTED and asked and all(self._memory.resynchronize(each.hold) for each, _ in entries):
+                return []
             if status == 1 and (self._memory.forget_cached() or self._evict()):
                 entries = [(sequence, count) for sequence, count in entries if not sequence.waiting]
                 continue
@@ -320,11 +339,11 @@ class LlamaEngine:
         names = [(self._model.piece(other).decode("utf-8", "replace"), value) for other, value in best]
         return [describe(self._model.piece(token).decode("utf-8", "replace"), own, names)]
 
-    def _learn(self, chosen: batch.Plan, started_ns: int) -> None:
+    def _learn(self, chosen: batch.Plan, started_ns: int, computed: bool) -> None:
         """Rates, credit, and how long those that yielded have done so."""
         self._step_ns = time.perf_counter_ns() - started_ns
         took_s = self._step_ns / 1e9
-        for key, count in chosen.prefill:
+        for key, count in chosen.prefill if computed else ():
             self._computed += count
             past = self._live[key].hold.past - count if key in self._live else 0
             self._rates.saw_prefill(count, past, len(chosen.decode), took_s, self._mixes)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ Ids = npt.NDArray[np.int32]
 
 CONTROL = 1 << 3 | 1 << 0  # LLAMA_TOKEN_ATTR_CONTROL | …_UNKNOWN: what special parsing would find
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+LOOK_NS = 10_000_000  # how often a running batch asks whether it is still wanted
+ABORTED = 2  # what llama_decode says then
+_UNHEARD = _C.ggml_abort_callback()  # a null pointer
 _complaints: list[str] = []  # what llama.cpp logged last, for the message of a failed load
 
 
@@ -224,12 +229,24 @@ class Context:
             kind = dict(_C.llama_batch._fields_)[name]
             setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
 
-    def decode(self, count: int) -> int:
-        """Compute the first `count` entries of the batch. 0: done; 1: no cells; else: failed (resynchronize)."""
+    def decode(self, count: int, interrupted: Callable[[], bool] | None = None) -> int:
+        """Compute the first `count` entries of the batch. 0: done; 1: no cells; else: failed (resynchronize).
+
+        `interrupted` is asked now and then on this thread; after a yes ABORTED comes back, and the batch's sequences
+        have some of its tokens or none (resynchronize). It must not raise: ctypes would drop that. llama.cpp calls its
+        callback between two nodes of the graph, a microsecond each, and on a CPU alone: a GPU computes on.
+        """
         if not 0 < count <= self.limit:
             raise ValueError(f"a batch of {count} tokens; the limit is {self.limit}")
         self._batch.n_tokens = count
-        return int(_C.llama_decode(self.pointer, self._batch))
+        if interrupted is None:
+            return int(_C.llama_decode(self.pointer, self._batch))
+        listen = _listener(interrupted)
+        _C.llama_set_abort_callback(self.pointer, listen, None)
+        try:
+            return int(_C.llama_decode(self.pointer, self._batch))
+        finally:
+            _C.llama_set_abort_callback(self.pointer, _UNHEARD, None)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """The outputs of the last decode, one row for each wanted token in batch order. Valid until the next one."""
@@ -257,6 +274,20 @@ class Context:
         if self.pointer:
             _C.llama_free(self.pointer)
             self.pointer = None
+
+
+def _listener(interrupted: Callable[[], bool]) -> Any:
+    """llama.cpp's abort callback: quick, for it is called a thousand times a batch."""
+    clock, due_ns, over = time.monotonic_ns, time.monotonic_ns() + LOOK_NS, False
+
+    def listen(_: Any) -> bool:
+        nonlocal due_ns, over
+        if clock() >= due_ns and not over:
+            over = interrupted()
+            due_ns = clock() + LOOK_NS
+        return over
+
+    return _C.ggml_abort_callback(listen)
 
 
 def quantize(source: str, target: str, file_type: int, threads: int) -> bool:

@@ -1,0 +1,96 @@
+"""What a worker hears in the middle of a long step: only what ends that step's sequence cuts it short."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from metamusesd import control
+from metamusesd.engines.base import EngineSpec, Event, Interrupted, never
+from metamusesd.engines.echo import EchoEngine
+from metamusesd.wire import Finished, Frame
+from tests.unit.worker.test_worker import PATIENCE_S, House, text_of
+
+
+class Slow(EchoEngine):
+    """While it holds sequence 1, its steps last until that one is interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineSpec("echo", "echo", slots=4))
+        self.asked = 0
+        self.computing = threading.Event()
+
+    def step(self, interrupted: Interrupted = never) -> list[Event]:
+        if 1 not in self._held:
+            return super().step()
+        self.computing.set()
+        while not interrupted(1):
+            self.asked += 1
+            time.sleep(0.001)
+        return []
+
+    def asks_again(self) -> None:
+        """Wait until it has asked once more, and got a no."""
+        deadline, before = time.monotonic() + PATIENCE_S, self.asked
+        while self.asked < before + 2:
+            assert time.monotonic() < deadline, "the step has ended"
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def slow() -> Iterator[House]:
+    made = House(Slow())
+    yield made
+    made.close()
+
+
+def engine_of(house: House) -> Slow:
+    assert isinstance(house.engine, Slow)
+    assert house.engine.computing.wait(PATIENCE_S)
+    return house.engine
+
+
+def test_a_cancel_is_heard_inside_a_step(slow: House) -> None:
+    """The cancel of the sequence that is computed ends the step; all frames of that time are handled in their order."""
+    far = slow.link()
+    far.generate("long")
+    engine = engine_of(slow)
+    far.generate("two !tokens=100000", handle=2)
+    far.send(Frame.CANCEL, [2, 7])
+    far.generate("three", handle=3)
+    engine.asks_again()
+    assert slow.field("frames_received") == 1  # heard, and not looked at: nobody is to blame for a crash in this step
+    far.send(Frame.CANCEL, [1])
+    found = far.until_end(1, 2, 3)
+    assert [found[handle][-1].reason for handle in (1, 2, 3)] == ["cancelled", "cancelled", "stop"]
+    assert len(found[1]) == len(found[2]) == 1
+    assert text_of(found[3]) == "three"
+    slow.shows("frames_received", 5)
+
+
+def test_a_deadline_ends_the_step(slow: House) -> None:
+    """The deadline of the sequence that is computed passes in the middle of a step, and ends it."""
+    far = slow.link()
+    far.generate("long", deadline_in_ms=50)
+    assert far.until_end(1)[1] == [Finished(1, "deadline")]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x" * 64])
+def test_the_end_of_the_pipe_ends_the_step(slow: House, garbage: bytes) -> None:
+    """EOF and garbage are heard inside a step: the worker drops everything, asks for a new pipe, and serves on."""
+    far = slow.link()
+    far.generate("long")
+    engine = engine_of(slow)
+    far.generate("lost", handle=2)
+    engine.asks_again()
+    far.sock.sendall(garbage)
+    far.sock.close()
+    message, _ = control.receive(slow.channel) or ({}, None)
+    assert message == {"say": "relink", "epoch": far.epoch}
+    slow.shows("slots_used", 0)
+    other = slow.link()
+    other.generate("fine", handle=3)
+    assert text_of(other.until_end(3)[3]) == "fine"
