@@ -27,6 +27,8 @@ from metamusesd.job import (
 )
 from metamusesd.queues.base import JobEvent
 
+STEERING = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 
 def add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", help="the text to answer; `-` or nothing: standard input")
@@ -183,7 +185,7 @@ async def _follow(client: Client, id: str, args: argparse.Namespace) -> int:
     if args.json:
         print(encode_result(result).decode())
     elif args.no_stream and result.state == "done":
-        print(result.content)
+        print(_shown(result.content))
     if result.state == "done" and not args.json and sys.stderr.isatty():
         print(f"\x1b[2m{summary(result)}\x1b[0m", file=sys.stderr)
     return _exit_code(result, quiet=args.json)
@@ -222,7 +224,7 @@ class Printer:
         """The result, when this was the last event."""
         self._line.hear(event)
         if event.kind == "token" and not self._quiet:
-            print(event.text, end="", flush=True)
+            print(_shown(event.text), end="", flush=True)
             self._written = True
         elif event.kind == "restarted":
             self._restart(event)

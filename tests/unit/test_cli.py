@@ -398,3 +398,10 @@ def test_refusals_after_acceptance_say_when_to_try_again(capsys: pytest.CaptureF
         error = {"code": code, "message": "too much work", "retryable": True, "retry_after_s": 3.5}
         assert jobs._exit_code(Result(request_id="j", state="failed", content="", error=error), quiet=False) == 75
         assert f"{code}: too much work (job j, failed) (try again in 3.5 s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a\\x1b[2J\n\tü\\x9b"), (False, "a\x1b[2J\n\tü\x9b")])
+def test_an_answer_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool, shown: str) -> None:
+    """Control characters of a model's text are spelt out on a terminal, and left alone in a pipe."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert jobs._shown("a\x1b[2J\n\tü\x9b") == shown
