@@ -249,6 +249,11 @@ class Printer:
         self._line.start()
 
 
+def _shown(text: str) -> str:
+    """A model's text as it is, but on a terminal nothing in it steers that."""
+    return text.translate(STEERING) if sys.stdout.isatty() else text
+
+
 def _exit_code(result: Result, *, quiet: bool) -> int:
     """0 when it is done; else the code of its error, after one line about it."""
     if result.state == "done":
