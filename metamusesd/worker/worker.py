@@ -56,8 +56,10 @@ class Worker:
         """The loop. Blocks only when there is nothing to compute."""
         try:
             while not self._leaving:
-                for key, mask in self._selector.select(0 if self._can_step() else IDLE_S):
+                for key, mask in self._selector.select(0 if self._can_step() or self._heard() else IDLE_S):
                     key.data(mask)
+                if self._heard():
+                    self._on_pipe(selectors.EVENT_READ)
                 if self._deadlines:
                     self._expire()
                 if self._can_step():
@@ -79,6 +81,10 @@ class Worker:
     def _can_step(self) -> bool:
         return self._engine.busy() and not (self._pipe is not None and self._pipe.full)
 
+    def _heard(self) -> bool:
+        """Frames came in the middle of the last step, which the selector cannot know."""
+        return self._pipe is not None and self._pipe.heard
+
     def _step(self) -> None:
         try:
             events: list[Any] = self._engine.step(self._interrupted)
@@ -87,8 +93,6 @@ class Worker:
         self._release(events)
         self._row.stepped(self._engine.statistics(), len(self._held), self._pipe)
         self._send(events)
-        if self._pipe is not None and self._pipe.heard:
-            self._on_pipe(selectors.EVENT_READ)
 
     def _interrupted(self, handle: int) -> bool:
         """Asked by the engine inside a step: does nobody want that sequence any more? All else waits for its end."""

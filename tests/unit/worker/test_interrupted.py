@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,26 @@ def test_a_deadline_ends_the_step(slow: House) -> None:
     far = slow.link()
     far.generate("long", deadline_in_ms=50)
     assert far.until_end(1)[1] == [Finished(1, "deadline")]
+    slow.shows("slots_used", 0)
+
+
+def test_a_place_is_seen_to_be_free_at_once(slow: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was heard inside a step is handled right after it, and the board says so before the worker rests."""
+    far = slow.link()
+    far.generate("long")
+    engine_of(slow).asks_again()
+    select, rests = slow.worker._selector.select, list[int]()
+
+    def watched(limit_s: float) -> Any:
+        if limit_s:
+            rests.append(slow.field("slots_used"))
+        return select(limit_s)
+
+    monkeypatch.setattr(slow.worker._selector, "select", watched)
+    far.send(Frame.CANCEL, [1])
+    far.until_end(1)
+    slow.shows("slots_used", 0)
+    assert not any(rests)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x" * 64])
