@@ -43,10 +43,20 @@ class HealthServer:
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def sweep(self) -> None:
-        """Hang up on those who took too long."""
+        """Hang up on those who took too long; be there again when somebody has deleted the socket."""
+        if not self.path.exists():
+            with contextlib.suppress(OSError):  # the directory is gone as well: until it is back
+                self._reopen()
         now_s = time.monotonic()
         for talk in [talk for talk in self._talks.values() if now_s > talk.deadline_s]:
             self._hang_up(talk)
+
+    def _reopen(self) -> None:
+        listener = _listen(self.path)
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
         """End all talks and remove the socket."""

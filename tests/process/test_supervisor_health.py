@@ -136,6 +136,14 @@ def test_a_client_that_never_reads_costs_only_itself(daemon):
         assert daemon.get("/livez")[0] == 200
 
 
+def test_a_deleted_socket_comes_back(daemon):
+    """Whoever deletes the socket of a running daemon makes it deaf for a moment, and not until a restart."""
+    path = daemon.directory / "run/health.sock"
+    path.unlink()
+    until(path.exists)
+    assert daemon.get("/livez")[0] == 200
+
+
 def test_without_workers_it_is_not_ready_and_says_why(tmp_path):
     """503 with the reason in words while no worker is ready; alive all the same."""
     daemon = Daemon(tmp_path / "d", tiers__fast__workers=1)
