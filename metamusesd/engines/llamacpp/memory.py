@@ -112,8 +112,7 @@ class Memory:
         return bool(cached)
 
     def resynchronize(self, hold: kv.Holder) -> bool:
-        """After a failed decode: agree with llama.cpp about `hold` again. False if KV that we relied on is gone."""
+        """After a failed decode: agree with llama.cpp about `hold` again. False if KV that we relied on is gone, or if
+        what was added cannot be taken back, as in a recurrent state."""
         there = self._context.length(hold.seq_id)
-        if there > hold.past:
-            self._context.remove(hold.seq_id, hold.past)
-        return there >= hold.past
+        return there == hold.past or (there > hold.past and self._context.remove(hold.seq_id, hold.past))
