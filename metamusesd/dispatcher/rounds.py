@@ -22,7 +22,7 @@ from metamusesd.tiers import TIERS
 BEAT_S = 0.05
 SILENT_NS = 40_000_000  # less than a beat: every beat asks, so that a cancel whose hint was lost is heard soon
 HINT_S = 5.0  # the longest wait for the hint of a cancel
-GATHER_S = 0.01  # after one: what a flood of cancels may cost
+GATHER_S = 0.02  # after one: so often at most a flood of cancels makes us ask about every run
 SURVEY_S, SAMPLE_S = 1.0, 0.2
 REAP_S = 1.0
 MOST_SWEEPS = 10  # in a row, when one was not enough

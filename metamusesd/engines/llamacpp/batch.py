@@ -13,7 +13,7 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
    On a CPU the chunk is a batch of its own: two prompt tokens that rode on two decodes cost as much as six alone.
 5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
    takes part may one large chunk take up to `LARGE_CAP_S`, for small ones cost a quarter more in sum, and twice as much
-   behind a long prompt.
+   behind a long prompt. A cancel breaks it off on a CPU; a critical job waits for its end.
 """
 
 from __future__ import annotations
