@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from metamusesd.dispatcher.admission import too_late
@@ -40,17 +39,18 @@ class Outlook:
 
     def heard(self, routed: Sequence[Routed], claims: Sequence[Claim], waiting: Collection[str]) -> None:
         """A claim call moved and brought these; jobs still wait in the tiers `waiting`."""
-        now_s, started = time.monotonic(), [claim for claim in claims if claim.queue != INGRESS]
-        counts = Counter(claim.queue for claim in started)
+        now_s, counts = time.monotonic(), dict[str, int]()
+        for claim in claims:
+            if claim.queue != INGRESS:
+                counts[claim.queue] = counts.get(claim.queue, 0) + 1
+                self.forecast.begun(claim.id, now_s)
+                self._count(claim.queue, claim.priority, -1)
         for tier, forecast in self.forecast.tiers.items():
-            forecast.rate.started(counts[tier], tier in waiting, now_s)
+            forecast.rate.started(counts.get(tier, 0), tier in waiting, now_s)
             if tier in waiting:
                 self._pressed.add(tier)
-        for claim in started:
-            self.forecast.begun(claim.id, now_s)
-            self._count(claim.queue, claim.priority, -1)
         if routed and not self.arrived.is_set():
-            gone = {claim.id for claim in started}
+            gone = {claim.id for claim in claims if claim.queue != INGRESS}
             self.newcomer = next((job.id for job in routed if job.id not in gone), "")
             if self.newcomer:
                 self.arrived.set()
@@ -97,9 +97,11 @@ class Outlook:
 
     def check(self, claim: Claim, request: InferenceRequest, tiers: Sequence[str]) -> None:
         """Raises DeadlineUnmeetable when none of these tiers can finish it in time. In doubt it may try."""
+        if not claim.deadline_ms:
+            return
         known = [self.forecast.tiers[tier] for tier in tiers if tier in self.forecast.tiers]
-        if not claim.deadline_ms or len(known) < len(tiers):
-            return  # nobody waits for it, or another host may be quick: it alone knows how long runs take there
+        if len(known) < len(tiers):
+            return  # another host may be quick: it alone knows how long runs take there
         raws = [raw_s(self._ahead(tier, claim.priority), self.hosts.services(tier)) for tier in tiers]
         left_s = (claim.deadline_ms - claim.claimed_ms) / 1000
         most_tokens = request.params.max_tokens

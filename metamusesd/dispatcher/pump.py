@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from metamusesd.dispatcher.outbox import pause_s
+from metamusesd.dispatcher.scheduler import standing
 from metamusesd.errors import QueueError, QueueFault
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Want
 
@@ -49,6 +51,7 @@ class Pump:
         self._stopping = False
         self.stopped = asyncio.Event()  # no claim is under way
         self.stopped.set()
+        self._coming: list[Claim] = []  # taken a moment ago: they have not picked their workers yet
         self._calls = 0
         self._batch = INGRESS_BATCH
 
@@ -81,6 +84,8 @@ class Pump:
         """Claim until stopped."""
         self.stopped.clear()
         while not self._stopping or self._routed:
+            if not self._woken.is_set():
+                self._coming = []  # while this waits, they pick
             await self._woken.wait()
             self._woken.clear()
             while await self._round():
@@ -128,16 +133,27 @@ class Pump:
             self._freed[queue].clear()
             await self._freed[queue].wait()
 
-    def _asked(self) -> list[Want]:
-        """What the next call wants."""
+    def _asked(self) -> tuple[list[Want], bool]:
+        """What the next call wants; whether places were withheld for those that are coming."""
+        free = [] if self._stopping else self._wants()
+        left = [left for want in free if (left := self._less(want)).count] if self._coming else free
+        wants = [] if self._stopping else [Want(INGRESS, self._batch), *left]
+        return wants + self._rearmed(wants) if self._popped else wants, left != free
+
+    def _less(self, want: Want) -> Want:
+        """Without the places of those that are coming: the call need not wait until they have picked them."""
+        coming = sum(claim.queue == want.queue and standing(claim) >= want.floor for claim in self._coming)
+        return replace(want, count=max(0, want.count - coming)) if coming else want
+
+    def _rearmed(self, wants: Sequence[Want]) -> list[Want]:
+        """Wants of no jobs: they arm the markers that were popped here and are of no use here."""
         popped, self._popped = self._popped, set()
-        wants = [] if self._stopping else [Want(INGRESS, self._batch), *self._wants()]
-        return wants + [Want(queue, 0) for queue in popped - {want.queue for want in wants if want.floor == 0}]
+        return [Want(queue, 0) for queue in popped - {want.queue for want in wants if want.floor == 0}]
 
     async def _round(self) -> bool:
         """One call. True: there is more to do at once."""
         routed, self._routed = self._routed, []
-        wants = self._asked()
+        wants, withheld = self._asked()
         if not wants and not routed:
             return False
         claims = await self._claim(wants, routed)
@@ -146,8 +162,9 @@ class Pump:
         self._heard(routed, claims, self._waiting)
         for claim in claims:
             self._take(claim)
-        await asyncio.sleep(0)  # each of them picks its worker before the free places are counted again
-        return (full or bool(self._routed)) and not (self._stopping and not self._routed)
+        self._coming = [claim for claim in claims if claim.queue != INGRESS]
+        more = full or (withheld and bool(self._waiting)) or bool(self._routed)
+        return more and not (self._stopping and not self._routed)
 
     async def _claim(self, wants: list[Want], routed: list[Routed]) -> list[Claim]:
         """The same call until it is answered. A broken key stops only what needs it."""

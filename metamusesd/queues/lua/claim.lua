@@ -153,6 +153,7 @@ local function take_turns(queue, ids, turn)
     return best
   end
 
+  if not most_overdue() then return ids end -- nobody is aged: whoever stands behind a head has waited for less long
   for n = 1, #ids do
     local id = (turn + n) % TURNS == 0 and most_overdue()
     if id then
