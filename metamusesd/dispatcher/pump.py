@@ -23,6 +23,7 @@ from metamusesd.errors import QueueError, QueueFault
 from metamusesd.queues.base import INGRESS, Claim, Queue, Routed, Want
 
 INGRESS_BATCH = 128
+INGRESS_BITE = 32  # while jobs wait for places: a place that becomes free must not wait behind a long call
 INGRESS_BYTES = 8 * 1024 * 1024  # with long bodies a batch has fewer jobs
 WAIT_S = 5.0  # a lost marker costs this much
 YIELD_S = 0.05  # after a marker that may be another host's: its turn to pop it
@@ -51,6 +52,7 @@ class Pump:
         self._stopping = False
         self.stopped = asyncio.Event()  # no claim is under way
         self.stopped.set()
+        self._ingress = True  # jobs may wait there
         self._coming: list[Claim] = []  # taken a moment ago: they have not picked their workers yet
         self._calls = 0
         self._batch = INGRESS_BATCH
@@ -110,14 +112,20 @@ class Pump:
                 tries += 1
                 continue
             tries = 0
+            self._may_hold(queue)
             if marked:
                 await self._marked(queue)
             self._woken.set()
 
+    def _may_hold(self, queue: str) -> None:
+        """There may be jobs: a marker says so, or it is time to look."""
+        if queue == INGRESS:
+            self._ingress = True
+        else:
+            self._waiting.add(queue)
+
     async def _marked(self, queue: str) -> None:
         """A marker was popped here."""
-        if queue in self._freed:
-            self._waiting.add(queue)
         self._woken.set()
         if self._stopping:  # it was meant for the other hosts
             await self.stopped.wait()
@@ -135,10 +143,15 @@ class Pump:
 
     def _asked(self) -> tuple[list[Want], bool]:
         """What the next call wants; whether places were withheld for those that are coming."""
-        free = [] if self._stopping else self._wants()
-        left = [left for want in free if (left := self._less(want)).count] if self._coming else free
-        wants = [] if self._stopping else [Want(INGRESS, self._batch), *left]
-        return wants + self._rearmed(wants) if self._popped else wants, left != free
+        if self._stopping:
+            return [], False
+        may_wait = self._waiting.union(*(job.tiers for job in self._routed))
+        free = [want for want in self._wants() if want.queue in may_wait]
+        wants = [left for want in free if (left := self._less(want)).count] if self._coming else free
+        withheld = wants != free
+        if self._ingress:
+            wants = [Want(INGRESS, min(self._batch, INGRESS_BITE) if self._waiting else self._batch), *wants]
+        return wants + self._rearmed(wants) if self._popped else wants, withheld
 
     def _less(self, want: Want) -> Want:
         """Without the places of those that are coming: the call need not wait until they have picked them."""
@@ -152,10 +165,13 @@ class Pump:
 
     async def _round(self) -> bool:
         """One call. True: there is more to do at once."""
-        routed, self._routed = self._routed, []
         wants, withheld = self._asked()
+        routed, self._routed = self._routed, []
         if not wants and not routed:
-            return False
+            if withheld:
+                await asyncio.sleep(0)
+            self._coming = []
+            return withheld
         claims = await self._claim(wants, routed)
         self.claims += len(claims)
         full = self._learn(wants, routed, claims)
@@ -163,7 +179,7 @@ class Pump:
         for claim in claims:
             self._take(claim)
         self._coming = [claim for claim in claims if claim.queue != INGRESS]
-        more = full or (withheld and bool(self._waiting)) or bool(self._routed)
+        more = full or withheld or bool(self._routed)
         return more and not (self._stopping and not self._routed)
 
     async def _claim(self, wants: list[Want], routed: list[Routed]) -> list[Claim]:
@@ -202,7 +218,10 @@ class Pump:
         for want in wants:
             if want.floor == 0 and got.get(want.queue, 0) < want.count:
                 self._waiting.discard(want.queue)
-        full = got.get(INGRESS, 0) >= self._batch
+        full = False
+        for want in wants:
+            if want.queue == INGRESS:
+                self._ingress = full = got.get(INGRESS, 0) >= want.count
         if got.get(INGRESS):
             mean = sum(len(claim.body) for claim in claims) // len(claims) + 1
             self._batch = max(1, min(INGRESS_BATCH, INGRESS_BYTES // mean))
