@@ -106,10 +106,12 @@ def configuration(args: argparse.Namespace) -> Config:
     """What --config, the environment and --set make together. Raises ConfigError."""
     from metamusesd import config
 
-    pairs = [text.partition("=") for text in [*args.set_before, *args.set]]
+    places = [place for place in ("_before", "_between", "") if hasattr(args, f"set{place}")]
+    pairs = [text.partition("=") for place in places for text in getattr(args, f"set{place}")]
+    files = [file for place in places if (file := getattr(args, f"config{place}"))]
     if wrong := [f"--set {key}: has no value; write --set {key}=VALUE" for key, sign, _ in pairs if not sign]:
         raise ConfigError(wrong)
-    return config.load(args.config or args.config_before, overrides={key.strip(): value for key, _, value in pairs})
+    return config.load(files[-1] if files else None, overrides={key.strip(): value for key, _, value in pairs})
 
 
 def complain(line: str) -> None:
@@ -144,8 +146,11 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         if name in argv:
             module = importlib.import_module(f"metamusesd.commands.{group}")
             getattr(module, f"add_{name}")(command)
-            for leaf in _leaves(command):
+            leaves = _leaves(command)
+            for leaf in leaves:
                 _add_global(leaf, "")
+            if leaves != [command]:
+                _add_global(command, "_between")
             command.set_defaults(run=getattr(module, name))
     return parser
 
@@ -159,7 +164,7 @@ def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 
 def _add_global(parser: argparse.ArgumentParser, suffix: str) -> None:
-    """Before the command as well as after it; what stands after it counts more."""
+    """Before the command, after it, and after its action; what stands later counts more."""
     parser.add_argument("--config", metavar="FILE", dest=f"config{suffix}", help="the configuration file")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", dest=f"set{suffix}", action="append", default=[],

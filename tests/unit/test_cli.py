@@ -405,3 +405,15 @@ def test_an_answer_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, 
     """Control characters of a model's text are spelt out on a terminal, and left alone in a pipe."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     assert jobs._shown("a\x1b[2J\n\tü\x9b") == shown
+
+
+@pytest.mark.parametrize(
+    "order", [("--config", "F", "dead", "list"), ("dead", "--config", "F", "list"), ("dead", "list", "--config", "F")]
+)
+def test_the_configuration_may_be_named_anywhere(
+    order: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the command, between it and its action, or at the end."""
+    missing = str(tmp_path / "missing.toml")
+    assert cli.main([missing if word == "F" else word for word in order]) == 78
+    assert missing in capsys.readouterr().err
