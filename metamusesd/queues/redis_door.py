@@ -20,7 +20,7 @@ from metamusesd.errors import QueueRefused, QueueUnavailable
 from metamusesd.queues.redis_address import Address
 from metamusesd.queues.redis_link import REPLY_ERROR, Argument, Link, connect
 from metamusesd.queues.redis_trouble import ASTRAY, code_of, translate
-from metamusesd.queues.redis_way import Way, check_server, facts_of
+from metamusesd.queues.redis_way import Way, check_policy, facts_of
 
 SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce",
            "configure", "recount", "position", "push", "revive", "drop")  # fmt: skip
@@ -66,8 +66,8 @@ class RedisDoor:
             raise
 
     async def check(self) -> None:
-        """Its version and its eviction policy, which anybody may change while it runs."""
-        check_server(facts_of(await self.ask("INFO")))
+        """Its eviction policy, which anybody may change while it runs."""
+        check_policy(facts_of(await self.ask("INFO", "memory")))
 
     async def _agree(self) -> None:
         """One queue, one form of its keys: a daemon or client of another form must not touch it."""

@@ -95,7 +95,8 @@ class Way:
         """See what INFO says; managed services forbid CONFIG."""
         try:
             facts = facts_of(await _ask(link, "INFO"))
-            check_server(facts)
+            check_version(facts)
+            check_policy(facts)
             if self._place.kind == "sentinel" and facts.get("role") != "master":
                 raise QueueUnavailable(f"Redis at {link.server} is no master (yet)", trouble="read_only")
             if facts.get("cluster_enabled") == "1":
@@ -137,11 +138,15 @@ def facts_of(info: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
-def check_server(facts: dict[str, str]) -> None:
-    """Refuse, as trouble of policy, a version or an eviction policy with which jobs would be lost."""
+def check_version(facts: dict[str, str]) -> None:
+    """Refuse, as trouble of policy, a version that lacks what the scripts use."""
     version = facts.get("redis_version", "0.0")
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2) and "valkey_version" not in facts:
         raise QueueUnavailable(f"Redis {version} is too old; use Redis 6.2 or newer, or Valkey", trouble="policy")
+
+
+def check_policy(facts: dict[str, str]) -> None:
+    """Refuse an eviction policy with which jobs would be lost."""
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise QueueUnavailable(

@@ -10,7 +10,7 @@ from metamusesd.errors import ConfigError, InvalidRequest, QueueFault, QueueUnav
 from metamusesd.queues.redis_address import Address, parse_place
 from metamusesd.queues.redis_door import SCRIPTS, script_text
 from metamusesd.queues.redis_trouble import TROUBLES, translate
-from metamusesd.queues.redis_way import check_server
+from metamusesd.queues.redis_way import check_policy, check_version
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,8 @@ from metamusesd.queues.redis_way import check_server
 )
 def test_servers_that_do(facts: dict[str, str]) -> None:
     """Redis from 6.2 on and Valkey are accepted; a server that hides its policy is believed."""
-    check_server(facts)
+    check_version(facts)
+    check_policy(facts)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,8 @@ def test_servers_that_do(facts: dict[str, str]) -> None:
 def test_servers_that_do_not(facts: dict[str, str], remedy: str) -> None:
     """An old server, or one that evicts, is trouble of policy, with the remedy."""
     with pytest.raises(QueueUnavailable, match=remedy) as caught:
-        check_server(facts)
+        check_version(facts)
+        check_policy(facts)
     assert caught.value.trouble == "policy"
 
 
