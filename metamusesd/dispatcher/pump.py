@@ -132,8 +132,8 @@ class Pump:
             await self._claim([Want(queue, 0)], [])
         elif self._shared(queue):
             self._popped.add(queue)
-            if all(want.queue != queue or want.floor for want in self._wants()):
-                await asyncio.sleep(YIELD_S)
+        if queue != INGRESS and all(want.queue != queue or want.floor for want in self._wants()):
+            await asyncio.sleep(YIELD_S)  # each claim that leaves somebody behind arms it again
 
     async def _room(self, queue: str) -> None:
         """Returns when a job of this queue could be taken, if only one of a higher class."""
