@@ -48,7 +48,6 @@ class Boot:
         self._tiers = [TierView(name, tier.model) for name, tier in birth.config.enabled_tiers().items()]
         self._lease_ms = int(birth.config.queue.lease_s * 1000)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pumping: asyncio.Task[None] | None = None
 
     async def run(self, queue: Queue) -> int:
         """Until drained (0), or until something cannot go on."""

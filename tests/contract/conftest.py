@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.bench import Bench, open_bench
-from tests.contract.redis_servers import RedisServer, binary_of
+from tests.contract.redis_servers import RedisServer, binary_of, end_all, free_ports
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +38,12 @@ async def bench(request: pytest.FixtureRequest, server_of) -> AsyncIterator[Benc
     """A queue of every kind in turn."""
     async for each in open_bench(request.param, lambda kind: server_of(kind).url):
         yield each
+
+
+@pytest.fixture(params=["redis6", "redis7"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    """A durable server of a test's own, on a UNIX socket and a TCP port: to be stopped, filled, spoilt."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    server = RedisServer(binary_of(request.param), tmp_path, options, port=free_ports(1)[0]).start()
+    yield server
+    end_all([server])

@@ -30,14 +30,6 @@ OK, LOST = Verdict.OK, Verdict.LOST
 T = TypeVar("T")
 
 
-@pytest.fixture(params=["redis6", "redis7"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    options = ("--appendonly", "yes", "--appendfsync", "always")
-    server = RedisServer(binary_of(request.param), tmp_path, options, port=free_ports(1)[0]).start()
-    yield server
-    end_all([server])
-
-
 @pytest.fixture
 async def queue(server: RedisServer) -> AsyncIterator[RedisQueue]:
     async with opened(server.url, 5.0) as queue:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,18 +24,10 @@ from metamusesd.queues.base import (
 from metamusesd.queues.redis_queue import RedisQueue
 from tests.contract.cutting_proxy import CuttingProxy
 from tests.contract.redis_bench import insist, job, opened, trouble_of
-from tests.contract.redis_servers import RedisServer, binary_of, end_all, free_ports
+from tests.contract.redis_servers import RedisServer
 
 OK, LOST = Verdict.OK, Verdict.LOST
 T = TypeVar("T")
-
-
-@pytest.fixture(params=["redis6", "redis7"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    options = ("--appendonly", "yes", "--appendfsync", "always")
-    server = RedisServer(binary_of(request.param), tmp_path, options, port=free_ports(1)[0]).start()
-    yield server
-    end_all([server])
 
 
 @pytest.mark.parametrize("over", ["unix", "tcp"])

@@ -25,16 +25,9 @@ from metamusesd.queues.base import (
 from metamusesd.queues.redis_address import parse_address
 from metamusesd.queues.redis_door import RedisDoor
 from metamusesd.queues.redis_queue import RedisQueue
-from tests.contract.redis_servers import RedisServer, binary_of
+from tests.contract.redis_servers import RedisServer
 
 OK = Verdict.OK
-
-
-@pytest.fixture(params=["redis6", "redis7"])
-def server(request: pytest.FixtureRequest, tmp_path: Path):
-    server = RedisServer(binary_of(request.param), tmp_path, ("--appendonly", "yes", "--appendfsync", "always")).start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
