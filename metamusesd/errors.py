@@ -30,6 +30,10 @@
     │   ├── NoCapacity           no_capacity           no KV cells or slots now; the job goes back unburnt
     │   ├── EngineFailed         engine_failed         a decode failed; another try can help
     │   └── WorkerLost           worker_lost           its worker died, and the job asked not to be restarted
+    ├── CacheError
+    │   ├── StoreFailed          store_failed          the vector store could not do it now: a miss
+    │   ├── StoreRefused         store_refused         what is there cannot be used: exit 78 of the vectors process
+    │   └── EmbedderFailed       embedder_failed       no embedder: the exact cache alone goes on
     ├── OperatorError            seen by whoever runs a command
     │   ├── DaemonAway           daemon_away           no daemon answers on the health socket
     │   └── FetchFailed          fetch_failed          a model could not be fetched, or is not what it should be
@@ -284,6 +288,31 @@ class EngineFailed(EngineError):
     """The engine failed while it was computing."""
 
     code = "engine_failed"
+
+
+class CacheError(MetamusesdError):
+    """The semantic cache failed."""
+
+    code = "cache_error"
+
+
+class StoreFailed(CacheError):
+    """The vector store could not do it."""
+
+    code = "store_failed"
+    retryable = True
+
+
+class StoreRefused(CacheError):
+    """The vector store cannot be used as it is."""
+
+    code = "store_refused"
+
+
+class EmbedderFailed(CacheError):
+    """The embedder cannot be used."""
+
+    code = "embedder_failed"
 
 
 class OperatorError(MetamusesdError):

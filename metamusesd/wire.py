@@ -1,4 +1,4 @@
-"""What travels through the pipe between the dispatcher and a worker.
+"""What travels through the pipe between the dispatcher and a worker, or the vectors process.
 
     frame     ┌──────────────┬─────────┬───────────┬──────────────┬─────────────────┐
     (little   │ length  u32  │ type u8 │ zero  u24 │ epoch   u32  │ payload msgpack │
@@ -7,6 +7,8 @@
 
     dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle]
     worker ──► dispatcher      HELLO Hello · EVENTS list[Token | Finished | Refused]
+    dispatcher ──► vectors     ASK list[Look | Keep | Withdraw | Complain | Forget | Weigh | Count]
+    vectors ──► dispatcher     ANSWER list[Found | Told]
 
 An *epoch* is one life of the pipe: every socketpair has its own number, and a frame of another epoch is refused, so
 that a new dispatcher never hears the end of an older one's sentence. A *handle* names one attempt at one job and is
@@ -36,6 +38,8 @@ class Frame(enum.IntEnum):
     GENERATE = 2
     CANCEL = 3
     EVENTS = 4
+    ASK = 5
+    ANSWER = 6
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -99,12 +103,94 @@ class Refused(msgspec.Struct, array_like=True, tag="r", gc=False):
 
 Event = Token | Finished | Refused
 
+# The vectors process answers what has a handle; an `entry` is cache.base.encode_entry of one.
+
+
+class Look(msgspec.Struct, frozen=True, array_like=True, tag="l", gc=False):
+    """Search an answer for `text`. Without one `promise`, an entry, is kept: who looks next finds it in the partition
+    `promises`. Whoever asked stops waiting at `until_ns` (monotonic): later it need not be answered."""
+
+    handle: int
+    text: str
+    partitions: list[str]
+    promises: str = ""
+    promise: bytes = b""
+    until_ns: int = 0
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True, tag="f", gc=False):
+    """`verdict`: hit · flight (an equal job is under way) · miss · beyond (longer than the window) · failed."""
+
+    handle: int
+    verdict: str
+    score: float = 0.0  # of `entry`, or of the nearest one that was refused; 0: nothing was near
+    reason: str = ""  # of the verifier
+    entry: bytes = b""
+
+
+class Keep(msgspec.Struct, frozen=True, array_like=True, tag="k", gc=False):
+    """Store this answer; a promise of the same text is withdrawn."""
+
+    entry: bytes
+    promises: str = ""  # the partition of that promise
+
+
+class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag="w", gc=False):
+    """A promise is not going to be kept."""
+
+    ids: list[str]
+
+
+class Complain(msgspec.Struct, frozen=True, array_like=True, tag="c", gc=False):
+    """Somebody says that a hit on this entry, with this score, was wrong."""
+
+    id: str
+    score: float
+
+
+class Forget(msgspec.Struct, frozen=True, array_like=True, tag="p", gc=False):
+    """Purge by label; all that are not empty must match. Told: {"removed"}."""
+
+    handle: int
+    tenant: str = ""
+    muse: str = ""
+    model: str = ""
+    tag: str = ""
+
+
+class Weigh(msgspec.Struct, frozen=True, array_like=True, tag="e", gc=False):
+    """Explain a lookup: every neighbour from the candidate threshold on, with the verifier's word. Told:
+    {"fits", "neighbours": [{"id", "query", "score", "verdict", "reason", "age_s", "model", "bar"}]}."""
+
+    handle: int
+    text: str
+    partitions: list[str]
+
+
+class Count(msgspec.Struct, frozen=True, array_like=True, tag="s", gc=False):
+    """Told: facts about store, embedder and counters."""
+
+    handle: int
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag="t", gc=False):
+    """A JSON object."""
+
+    handle: int
+    data: bytes
+
+
+Question = Look | Keep | Withdraw | Complain | Forget | Weigh | Count
+Answer = Found | Told
+
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[Frame, msgspec.msgpack.Decoder[Any]] = {
     Frame.HELLO: msgspec.msgpack.Decoder(Hello),
     Frame.GENERATE: msgspec.msgpack.Decoder(list[Generate]),
     Frame.CANCEL: msgspec.msgpack.Decoder(list[int]),
     Frame.EVENTS: msgspec.msgpack.Decoder(list[Event]),
+    Frame.ASK: msgspec.msgpack.Decoder(list[Question]),
+    Frame.ANSWER: msgspec.msgpack.Decoder(list[Answer]),
 }
 
 

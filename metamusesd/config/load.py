@@ -17,10 +17,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from metamusesd.config.options import CLASSES, DEMO_MODEL, SECTIONS, TABLES, Config
 from metamusesd.errors import ConfigError
-from metamusesd.tiers import TIERS
+from metamusesd.tiers import DOMAINS, TIERS
 
 DEFAULT_FILE = Path("/etc/metamusesd/metamusesd.toml")
 SOCKET_PATH_BYTES = 107
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def load(
@@ -60,10 +61,10 @@ def _merge_environment(data: dict[str, Any], environ: Mapping[str, str], mistake
     for section, kind in SECTIONS.items():
         for spec in fields(kind):
             if (name := spec.metadata["env"]) and (text := environ.get(name)):
-                _put(data, f"{section}.{spec.name}", text, mistakes)
+                _put(data, f"{section}.{spec.name}", _typed(text, spec.type), mistakes)
     for tier in ("fast", "medium", "heavy"):
         if enabled := environ.get(f"ENABLE_{tier.upper()}_TIER"):
-            on = enabled.lower() in ("1", "true", "yes", "on")
+            on = enabled.lower() in YES
             if on and "tiers" in data and tier not in data["tiers"]:
                 mistakes.append(
                     f"tiers.{tier}: ENABLE_{tier.upper()}_TIER asks for it; add [tiers.{tier}] with a model"
@@ -77,6 +78,13 @@ def _merge_environment(data: dict[str, Any], environ: Mapping[str, str], mistake
         if match := re.fullmatch(r"METAMUSESD_([A-Z]+)__([A-Z0-9_]+)", name):
             key = ".".join(part.lower() for part in (match[1], *match[2].split("__")))
             _put(data, key, _scalar(text), mistakes)
+
+
+def _typed(text: str, kind: object) -> Any:
+    """A variable of the original service, whose values have no quotes: what its option wants, if it can be read so."""
+    if kind == "bool":
+        return True if text.lower() in YES else False if text.lower() in NO else text
+    return text if kind == "str" else _scalar(text)
 
 
 def _scalar(text: str) -> Any:
@@ -181,6 +189,15 @@ def _check(config: Config) -> list[str]:
     longest = config.runtime_dir / "control.sock"
     if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         mistakes.append(f"daemon.runtime_dir: {longest} is too long for a socket; choose a shorter directory")
+    if config.cache.candidate_threshold > config.cache.similarity_threshold:
+        mistakes.append("cache.candidate_threshold: above cache.similarity_threshold; lower it")
+    for domain in config.cache.exact_domains:
+        if domain not in DOMAINS:
+            mistakes.append(f"cache.exact_domains: {domain!r} is no domain; use {', '.join(DOMAINS)}")
+    if not re.match(r"^(embedded$|https?://[^/])", config.cache.qdrant_url):
+        mistakes.append("cache.qdrant_url: not understood; use embedded, http://host:6333 or https://host:6333")
+    if not re.match(r"^[A-Za-z0-9_-]{1,100}$", config.cache.collection):
+        mistakes.append("cache.collection: not a name; use 1 to 100 of A-Z a-z 0-9 _ -")
     if not re.match(r"^(embedded$|rediss?://|unix://|cluster://[^/]|sentinel://[^/]+/[^/]+)", config.redis.url):
         mistakes.append(
             "redis.url: not understood; use embedded, redis://host:port/db, rediss://…, unix:///path, "

@@ -148,6 +148,53 @@ CLASSES = {  # by priority: low is 0
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """Answers that were given before."""
+
+    enabled: bool = option(
+        True, "False: no cache at all, neither the exact nor the semantic one.", env="ENABLE_SEMANTIC_CACHE"
+    )
+    semantic: bool = option(True, "False: only equal questions are answered from the cache.")
+    coalesce: bool = option(True, "Equal jobs that are under way at the same time are computed once.")
+    similarity_threshold: float = option(
+        0.95, "Cosine from which a neighbour hits unless the verifier refuses it.", least=0.5, most=1,
+        env="CACHE_SIMILARITY_THRESHOLD",
+    )  # fmt: skip
+    candidate_threshold: float = option(
+        0.85, "Cosine from which a neighbour may hit, if the verifier finds both to ask the same.", least=0.5, most=1
+    )
+    exact_domains: list[str] = option(
+        ["code", "math", "reasoning"], "Domains in which only equal questions hit: a small change changes everything."
+    )
+    ttl_hours: float = option(24.0, "How long an answer may be given again.", least=0.001, most=8760,
+                              env="CACHE_TTL_HOURS")  # fmt: skip
+    max_entries: int = option(
+        100_000, "Answers in each of the two caches; the least recently used go first.", least=1, most=10_000_000
+    )
+    max_bytes: int = option(256 << 20, "Bytes of the exact cache's answers in Redis.", least=1024)
+    max_answer_bytes: int = option(65_536, "Longer answers are not kept.", least=64)
+    repeat_s: float = option(
+        300.0, "A user who asks the same again within so long wants a new answer, and is not served from the cache.",
+        least=0, most=86400,
+    )  # fmt: skip
+    budget_ms: float = option(
+        50.0, "How long a job waits for the semantic cache; then it counts as a miss.", least=1, most=10_000
+    )
+    qdrant_url: str = option(
+        EMBEDDED,
+        "`embedded`: Qdrant Edge in the state directory; or http(s)://… of a Qdrant server, for several hosts.",
+        env="QDRANT_URL",
+    )
+    qdrant_api_key: str = option("", "Of that server.", env="QDRANT_API_KEY", secret=True)
+    collection: str = option(
+        "metamuse_cache",
+        "The collection's name; the embedder's identity is added: another embedder, another one.",
+    )
+    embedder: str = option("all-MiniLM-L6-v2", "Directory of the embedder inside models_dir, or absolute.")
+    embedder_threads: int = option(1, "Its threads.", least=1, most=64)
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """What is written to standard error."""
 
@@ -215,6 +262,7 @@ class Config:
     daemon: Daemon = field(default_factory=Daemon)
     redis: Redis = field(default_factory=Redis)
     queue: Queue = field(default_factory=Queue)
+    cache: Cache = field(default_factory=Cache)
     log: Log = field(default_factory=Log)
     models: dict[str, Model] = field(default_factory=lambda: {"smollm2": Model(file=DEMO_MODEL)})
     tiers: dict[str, Tier] = field(default_factory=lambda: {"fast": Tier(model="smollm2")})
@@ -258,6 +306,21 @@ class Config:
         return f"unix://{self.redis_socket}" if self.redis.url == EMBEDDED else self.redis.url
 
     @property
+    def cache_socket(self) -> Path:
+        """Where `metamusesd cache` asks the vectors process."""
+        return self.runtime_dir / "cache.sock"
+
+    @property
+    def embedder_dir(self) -> Path:
+        """The embedder's files."""
+        return self.models_dir / self.cache.embedder
+
+    @property
+    def vectors_dir(self) -> Path:
+        """Where the embedded vector store lives; each embedder has a directory of its own inside."""
+        return self.state_dir / "vectors"
+
+    @property
     def health_socket(self) -> Path:
         """Answers /livez, /readyz, /status, /metrics."""
         return self.runtime_dir / "health.sock"
@@ -271,7 +334,7 @@ class Config:
         return {name: self.tiers[name] for name in TIERS if name in self.tiers and self.tiers[name].enabled}
 
 
-SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "log": Log}
+SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "cache": Cache, "log": Log}
 TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier, "classes": JobClass}
 
 
