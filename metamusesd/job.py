@@ -10,13 +10,14 @@ bytes from outside: it names the field, the problem and the remedy of the first 
           │  ▲       │  ▲       │
           │  └───────┴──┴───────┘ given back: a worker died, a dispatcher died, a retry, a drain
           └──────────┴──────────┴──► cancelled | expired | dead
+
+    or, in place of ready and running, `following`: an equal job is under way, and its result will be this one's, too.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-import json
 import math
 import uuid
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from metamusesd.errors import InvalidRequest
+from metamusesd.mistakes import check_bytes, explain, no_json
 from metamusesd.tiers import TIERS
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -46,6 +48,7 @@ class State(enum.StrEnum):
     READY = "ready"  # routed, waits for a slot in one or more tiers
     RUNNING = "running"  # leased by a dispatcher
     DELAYED = "delayed"  # waits for its next try
+    FOLLOWING = "following"  # an equal job leads, and is computed for both
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -107,6 +110,8 @@ class CachePolicy(_Plain, frozen=True):
     read: bool = True
     write: bool = True
     scope: Literal["auto", "tenant", "muse", "user"] = "auto"
+    tags: Annotated[list[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]],
+                    msgspec.Meta(max_length=16)] = []  # for invalidation: `metamusesd cache purge --tag`  # fmt: skip
 
 
 class InferenceRequest(_Plain, frozen=True):
@@ -144,6 +149,19 @@ class InferenceRequest(_Plain, frozen=True):
         return parse_priority(self.priority)
 
 
+class CacheNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caches had to do with a result, or why they had not.
+
+    kind: `exact`, `semantic`, `flight` (an equal job's run was shared), `miss`, or `off` (not looked up).
+    """
+
+    kind: str = "off"
+    score: float = 0.0  # cosine: of the hit, or of the nearest question that was refused
+    age_s: float = 0.0  # of the answer
+    entry: str = ""  # its name: for explaining it, and for complaints
+    reason: str = ""
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """What the router decided: the acceptable tiers, best first, and why."""
 
@@ -153,6 +171,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     score: float = 0.0  # complexity, 0…1
     reason: str = ""
     requested_tier: str | None = None
+    lookup: CacheNote | None = None  # what the caches said when it was routed
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +215,21 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     worker: str = ""
     logprobs: list[Any] | None = None
     error: dict[str, Any] | None = None
+    cache: CacheNote | None = None  # the last field, and no other is named so: lua/common.lua relies on it
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caches keep of a result."""
+
+    content: str
+    model_name: str = ""
+    model_digest: str = ""
+    tier: str = ""
+    finish_reason: str = "stop"
+    usage: Usage = Usage()
+    tokens_generated: int = 0
+    created_ms: int = 0  # since the epoch
+    job: str = ""  # whose result it was
 
 
 def parse_priority(value: int | str) -> Priority:
@@ -230,35 +264,23 @@ def _decode(body: bytes | str | dict[str, Any] | InferenceRequest) -> InferenceR
     try:
         raw = _encode(body)
     except (UnicodeEncodeError, TypeError, RecursionError, OverflowError) as error:
-        raise _no_json(body, error) from error
+        raise no_json(body, error) from error
     if len(raw) > MAX_BODY_BYTES:
         raise InvalidRequest("body", f"{len(raw)} bytes long", f"send at most {MAX_BODY_BYTES} bytes")
     try:
         return _REQUEST.decode(raw)
     except msgspec.ValidationError as error:
-        raise _explain(str(error)) from error
+        raise explain(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_json(raw, error) from error
+        raise no_json(raw, error) from error
 
 
 def _encode(body: bytes | str | dict[str, Any] | InferenceRequest) -> bytes:
     if isinstance(body, InferenceRequest | dict):
-        _check_bytes("", body if isinstance(body, dict) else {"user_query": body.user_query, "persona": body.persona})
+        check_bytes("", body if isinstance(body, dict) else {"user_query": body.user_query, "persona": body.persona})
         _check_numbers(body.params if isinstance(body, InferenceRequest) else body.get("params"))
         return _JSON.encode(body)
     return body.encode() if isinstance(body, str) else body
-
-
-def _check_bytes(field: str, value: object) -> None:
-    """The encoder writes bytes as base64, and that is what the model would be asked."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        raise InvalidRequest(field, "bytes are no text", "decode them and give a str")
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _check_bytes(f"{field}.{name}" if field else str(name), part)
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            _check_bytes(f"{field}[{number}]", part)
 
 
 def _check_numbers(params: object) -> None:
@@ -268,61 +290,6 @@ def _check_numbers(params: object) -> None:
     for name, value in params.items() if isinstance(params, dict) else ():
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidRequest(f"params.{name}", f"{value} is no number", "give a finite number, or leave it out")
-
-
-def _no_json(body: object, error: Exception) -> InvalidRequest:
-    """Say what is wrong with a body that is no JSON for us; a lone surrogate by the field that holds it."""
-    if isinstance(error, RecursionError):
-        return InvalidRequest("body", "it nests too deep to be read", "send a flatter JSON object")
-    if field := _lone_surrogate(body):
-        return InvalidRequest(field, "contains a lone surrogate, half a character", "send whole characters in UTF-8")
-    if isinstance(error, UnicodeDecodeError):
-        return InvalidRequest("body", f"it is not valid UTF-8: {error.reason}", "send one JSON object in UTF-8")
-    if isinstance(error, TypeError | OverflowError):
-        return InvalidRequest("body", f"it is not JSON: {error}", "send plain JSON values")
-    return InvalidRequest("body", f"it is not JSON: {error}", "send one JSON object in UTF-8")
-
-
-def _lone_surrogate(body: object) -> str:
-    """The field whose text (or whose own name) cannot be encoded; empty if there is none, or none can be found."""
-    try:
-        todo = [("", json.loads(body) if isinstance(body, bytes | str) else msgspec.to_builtins(body))]
-    except (ValueError, TypeError, RecursionError):
-        return ""
-    while todo:
-        place, value = todo.pop()
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            return place.lstrip(".").encode("ascii", "replace").decode()[:200] or "body"
-        if isinstance(value, dict):
-            todo += [(f"{place}.{name}", pair) for name, inner in value.items() for pair in (name, inner)]
-        elif isinstance(value, list):
-            todo += [(f"{place}[{index}]", inner) for index, inner in enumerate(value)]
-    return ""
-
-
-def _explain(text: str) -> InvalidRequest:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.params.seed`" into field, problem, remedy."""
-    problem, _, place = text.partition(" - at `$")
-    field = place.rstrip("`").lstrip(".").replace("[...]", "[]") or "body"
-    if problem.startswith(("Object contains unknown field", "Object missing required field")):
-        name = problem.split("`")[1]
-        whole = name if field == "body" else f"{field}.{name}"
-        if "unknown" in problem:
-            return InvalidRequest(whole, "unknown field", "remove it or correct its name")
-        return InvalidRequest(whole, "missing", "give it")
-    remedy = _CHOICES.get(field.rpartition(".")[2], "an allowed value")
-    if problem.startswith("Expected"):
-        remedy = _wanted(problem.removeprefix("Expected ").split(", got")[0])
-    return InvalidRequest(field, (problem[0].lower() + problem[1:]).replace("`", ""), f"give {remedy}")
-
-
-def _wanted(kind: str) -> str:
-    """msgspec's words for what it expected, in plain ones."""
-    for pattern, words in _PATTERNS.items():
-        if pattern in kind:
-            return words
-    names, _, bound = kind.lstrip("`").partition("`")
-    return " or ".join(_KINDS.get(name, name) for name in names.split(" | ")) + bound
 
 
 def _check_texts(request: InferenceRequest) -> None:
@@ -365,6 +332,16 @@ def decode_result(raw: bytes) -> Result:
     return _RESULT.decode(raw)
 
 
+def encode_answer(answer: Answer) -> bytes:
+    """An answer as the caches keep it."""
+    return _JSON.encode(answer)
+
+
+def decode_answer(raw: bytes) -> Answer:
+    """The inverse. Raises msgspec.MsgspecError when somebody else wrote it."""
+    return _ANSWER.decode(raw)
+
+
 def encode_route(route: Route) -> bytes:
     """The route as JSON bytes, as it stands in the job hash."""
     return _JSON.encode(route)
@@ -376,19 +353,8 @@ def decode_route(raw: bytes) -> Route:
 
 
 _FRACTIONS = tuple(name for name, kind in Params.__annotations__.items() if "float" in kind and "dict" not in kind)
-_KINDS = {"int": "an integer", "str": "a text", "float": "a number", "array": "a list", "object": "an object",
-          "bool": "true or false"}  # fmt: skip
-_CHOICES = {
-    "role": "system, user, assistant or tool",
-    "scope": "auto, tenant, muse or user",
-    "on_restart": "restart or fail",
-    "truncate": "never or oldest",
-}
-_PATTERNS = {
-    "[A-Za-z0-9_.:-]{1,128}": "1 to 128 of A-Z a-z 0-9 _ . : -",
-    "[A-Za-z0-9_.-]{1,64}": "1 to 64 of A-Z a-z 0-9 _ . -",
-}
 _JSON = msgspec.json.Encoder()
 _REQUEST = msgspec.json.Decoder(InferenceRequest)
 _RESULT = msgspec.json.Decoder(Result)
 _ROUTE = msgspec.json.Decoder(Route)
+_ANSWER = msgspec.json.Decoder(Answer)

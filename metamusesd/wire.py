@@ -5,7 +5,7 @@
      endian)  │ of payload   │         │           │              │ length bytes    │
               └──────────────┴─────────┴───────────┴──────────────┴─────────────────┘
 
-    dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle]
+    dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle] · RAISE list[(handle, priority)]
     worker ──► dispatcher      HELLO Hello · EVENTS list[Token | Finished | Refused]
     dispatcher ──► vectors     ASK list[Look | Keep | Withdraw | Complain | Forget | Weigh | Count]
     vectors ──► dispatcher     ANSWER list[Found | Told]
@@ -40,6 +40,7 @@ class Frame(enum.IntEnum):
     EVENTS = 4
     ASK = 5
     ANSWER = 6
+    RAISE = 7
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -189,6 +190,7 @@ _DECODERS: dict[Frame, msgspec.msgpack.Decoder[Any]] = {
     Frame.GENERATE: msgspec.msgpack.Decoder(list[Generate]),
     Frame.CANCEL: msgspec.msgpack.Decoder(list[int]),
     Frame.EVENTS: msgspec.msgpack.Decoder(list[Event]),
+    Frame.RAISE: msgspec.msgpack.Decoder(list[tuple[int, int]]),
     Frame.ASK: msgspec.msgpack.Decoder(list[Question]),
     Frame.ANSWER: msgspec.msgpack.Decoder(list[Answer]),
 }

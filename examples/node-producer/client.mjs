@@ -46,7 +46,8 @@ export class Producer {
     this.prefix = prefix.includes('{') ? prefix : `{${prefix}}`
     this.patienceMs = patienceMs
     for (const name of ['submit', 'cancel', 'position']) {
-      const text = ['common', name].map(part => readFileSync(new URL(`${part}.lua`, lua), 'utf8')).join('')
+      const parts = name === 'position' ? ['common', 'place', name] : ['common', name]
+      const text = parts.map(part => readFileSync(new URL(`${part}.lua`, lua), 'utf8')).join('')
       this.#scripts[name] = { text, sha: createHash('sha1').update(text).digest('hex') }
     }
     const where = socket ? { path: socket } : {}

@@ -15,8 +15,8 @@ raised by `admit`, which changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 from metamusesd.job import InferenceRequest, Priority
 from metamusesd.wire import Finished, Token
@@ -93,6 +93,10 @@ class Prepared:
     prompt_tokens: int
     max_tokens: int
 
+    def promoted(self, priority: Priority) -> Self:
+        """The same, of another class."""
+        return replace(self, task=replace(self.task, priority=priority))
+
 
 Progress = Callable[[float], None]  # told how much of a model is loaded, 0 to 1
 Interrupted = Callable[[int], bool]  # whether nobody wants the sequence of this handle any more; raises nothing
@@ -135,6 +139,9 @@ class Engine(Protocol):
 
     def cancel(self, handle: int) -> bool:
         """Drop the sequence now; no event of it follows. False if there is none."""
+
+    def promote(self, handle: int, priority: Priority) -> None:
+        """From the next step on the sequence has this class. An unknown handle is ignored."""
 
     def busy(self) -> bool:
         """True while a call of `step` would compute something."""

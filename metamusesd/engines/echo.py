@@ -36,7 +36,7 @@ from metamusesd.engines.base import (
     never,
 )
 from metamusesd.errors import ContextOverflow, EngineFailed, InvalidRequest, NoCapacity
-from metamusesd.job import InferenceRequest
+from metamusesd.job import InferenceRequest, Priority
 from metamusesd.wire import Finished, Token
 
 _UNITS = {"": 1.0, "ms": 1e6, "s": 1e9, "us": 1e3, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -112,6 +112,12 @@ class EchoEngine:
         """See Engine."""
         self._running = None
         return self._held.pop(handle, None) is not None
+
+    def promote(self, handle: int, priority: Priority) -> None:
+        """See Engine."""
+        if (sequence := self._held.get(handle)) is not None:
+            sequence.work = sequence.work.promoted(priority)
+            self._running = None
 
     def busy(self) -> bool:
         """See Engine."""

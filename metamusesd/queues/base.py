@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from metamusesd.errors import IdConflict, QueueFull
+from metamusesd.queues.answers import AnswerLimits, Answers, Kept
 
 INGRESS = "ingress"
 CLASS_STRIDE = 2**44  # score = (3 - priority) · 2⁴⁴ + sequence: highest class first, FIFO inside; exact in a double
@@ -34,6 +35,7 @@ class Verdict(enum.StrEnum):
     OK = "ok"
     CANCELLED = "cancelled"  # the job was cancelled; stop at once
     EXPIRED = "expired"  # its deadline passed; stop at once
+    RAISED = "raised"  # ok, and a job of a higher class follows this one: `view` tells the class that it has now
     LOST = "lost"  # the token is not the job's any more: somebody else holds it, or it ended, or it is gone
 
 
@@ -76,6 +78,7 @@ class Limits:
     mail_cap: int = 20_000  # entries of one mailbox
     strand_ms: int = 60_000  # when no live host has served a tier for so long, its jobs are routed again
     classes: tuple[ClassLimits, ClassLimits, ClassLimits, ClassLimits] = NO_CLASS_LIMITS  # by priority, low first
+    answers: AnswerLimits = AnswerLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class Routed:
     token: str
     tiers: tuple[str, ...]
     route: bytes  # job.encode_route
+    flight: str = ""  # digest: it follows a live job that has the same, or leads those to come; empty: it does neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,9 @@ class Settlement:
     token: str
     state: str
     result: bytes
+    answer: Kept | None = None  # kept if this call ends the job as done
+    replay: str = ""  # the text of an answer from a cache, for the readers of the stream
+    replay_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +291,7 @@ class Service:
     start_hz: float = 0.0  # jobs started per second while jobs waited; 0: not measured yet
     factor_p50: float = 1.0
     factor_p90: float = 2.0
+    identity: str = ""  # digest of all that makes its answers (cache.partition); empty: not known yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +307,7 @@ def cancels(owner: str) -> str:
     return f"cancels:{owner}"
 
 
-class Queue(Protocol):
+class Queue(Answers, Protocol):
     """One connection to one queue (prefix). Safe for many concurrent calls of one event loop."""
 
     async def open(self) -> None:

@@ -30,7 +30,9 @@ from metamusesd.queues.base import (
     cancels,
     receipt,
 )
+from metamusesd.queues.memory_answers import MemoryAnswers, Shelf
 from metamusesd.queues.memory_dead import drop, revive
+from metamusesd.queues.memory_flights import ended, join
 from metamusesd.queues.memory_store import Job, Store, check
 from metamusesd.queues.memory_sweeps import Sweep
 from metamusesd.queues.memory_turns import TURNS, take_turns
@@ -39,13 +41,14 @@ from metamusesd.queues.memory_views import MemoryViews, as_announced, push
 DEFAULTS = Limits()
 
 
-class MemoryQueue(MemoryViews):
+class MemoryQueue(MemoryViews, MemoryAnswers):
     """Implements base.Queue for one event loop. `now_ms` is the server's clock."""
 
     def __init__(
         self, limits: Limits = DEFAULTS, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     ) -> None:
-        self._store = Store(limits, now_ms)
+        self._store, self._shelf = Store(limits, now_ms), Shelf()
+        self._store.landed = ended
         self._claimed: dict[str, tuple[str, list[str]]] = {}
 
     def __repr__(self) -> str:
@@ -85,6 +88,7 @@ class MemoryQueue(MemoryViews):
             self._store.fail(job, "cancelled")
             if running:
                 self._store.arm(cancels(job.owner))
+            self._store.close()
         return job.state
 
     async def revive(self, id: str) -> str:
@@ -177,6 +181,7 @@ class MemoryQueue(MemoryViews):
         if job and move.tiers:
             job.tiers, job.route = move.tiers, move.route
             self._store.put_back(job)
+            join(self._store, job, move.flight)
 
     def _take_from(self, want: Want, owner: str, nonce: str, lease_ms: int, taken: list[Job]) -> None:
         count, left = want.count, want.count > 0
@@ -242,12 +247,21 @@ class MemoryQueue(MemoryViews):
         if fresh:
             offset, job.written = job.written, job.written + len(fresh)
             self._store.emit(job, "token", offset=offset, text=fresh, tokens=piece.tokens)
-        return Verdict.EXPIRED if self._store.overdue(job) else Verdict.OK  # it may still be settled as done
+        raised, job.raised = job.raised, False
+        if self._store.overdue(job):
+            return Verdict.EXPIRED  # it may still be settled as done
+        return Verdict.RAISED if raised else Verdict.OK
 
     def _settle(self, end: Settlement) -> Verdict:
         job, verdict = self._store.held(end.id, end.token)
         if job:
+            if end.answer and end.state == "done":
+                self.remember(end.answer)
+            if end.replay:
+                self._store.emit(job, "started")
+                self._store.emit(job, "token", text=end.replay, tokens=end.replay_tokens)
             self._store.finish(job, end.state, end.result)
+            self._store.close()
             return Verdict.OK
         ended = self._store.get(end.id)
         return Verdict.OK if ended and ended.token == end.token and ended.state == end.state else verdict

@@ -54,6 +54,8 @@ class Job:
     evidence: tuple[bytes, ...] = ()
 
     aged: bool = False  # as it was claimed the last time
+    flight: str = ""
+    raised: bool = False  # a follower of a higher class has come since the last append
 
     @property
     def priority(self) -> int:
@@ -101,6 +103,8 @@ class Store:
         self.hosts: dict[str, tuple[Host, int]] = {}  # and until when each lives
         self.pushed: dict[str, int] = {}  # by tier: until when nobody else pushes positions
         self.dropped: dict[str, int] = {}  # by id: until when a repeated drop is answered
+        self.leaders: dict[str, str] = {}  # by flight: the id of the job that is computed for all of it
+        self.landed: Callable[[Store, Job, str], None] = lambda store, job, state: None  # memory_flights.ended
         self.idem: dict[tuple[str, str], str] = {}
         self._sequence = 0
         self._changed = asyncio.Event()
@@ -191,6 +195,7 @@ class Store:
         for box in job.boxes:
             self.streams.add(f"mail:{box}", limits.mail_cap, id, str(state), job.attempt, data=result)
         self.wake()
+        self.landed(self, job, str(state))
 
     def fail(self, job: Job, state: str) -> None:
         error = {"code": state, "message": MESSAGES[state], "retryable": False}

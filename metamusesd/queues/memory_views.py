@@ -71,15 +71,18 @@ def living(store: Store) -> list[Host]:
 def place(store: Store, job: Job) -> Position:
     """Where it will be served soonest, as `place` in lua/common.lua says."""
     id, found = job.submission.id, []
+    state = job.state
+    if state == "following":
+        job = store.jobs.get(store.leaders.get(job.flight, ""), job)
     queues = {"queued": (INGRESS,), "ready": job.tiers}.get(job.state, ())
     for order, queue in enumerate(queues):
         ahead = _ahead(store, queue, job)
         p50_ms, p90_ms = _start(living(store), queue, ahead)
         found.append((p50_ms, p90_ms, ahead, order, queue))
     if not found:
-        return Position(id, job.state)
+        return Position(id, state)
     p50_ms, p90_ms, ahead, _, queue = min(found)
-    return Position(id, job.state, queue, ahead, _known(p50_ms), _known(p90_ms))
+    return Position(id, state, queue, ahead, _known(p50_ms), _known(p90_ms))
 
 
 def _ahead(store: Store, queue: str, job: Job) -> int:
@@ -142,7 +145,7 @@ def _known(ms: float) -> int | None:
 def _thousandths(service: Service) -> Service:
     start_hz, p50, p90 = (round(x * 1000) / 1000 for x in (service.start_hz, service.factor_p50, service.factor_p90))
     start_hz = max(start_hz, 0.001 if service.start_hz > 0 else 0.0)
-    return Service(service.model, max(service.free, 0), start_hz, p50, p90)
+    return Service(service.model, max(service.free, 0), start_hz, p50, p90, service.identity)
 
 
 def _view(job: Job) -> JobView:

@@ -23,8 +23,9 @@ from metamusesd.queues.redis_trouble import ASTRAY, code_of, translate
 from metamusesd.queues.redis_way import Way, check_policy, facts_of
 
 SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce",
-           "configure", "recount", "position", "push", "revive", "drop")  # fmt: skip
-PROTOCOL = b"2"  # the form of the keys; change it with any change that older scripts would trip over
+           "configure", "recount", "position", "push", "revive", "drop", "recall", "forget", "complain")  # fmt: skip
+PLACED = ("position", "push")  # scripts that take lua/place.lua, too
+PROTOCOL = b"3"  # the form of the keys; change it with any change that older scripts would trip over
 BLOCKING_LINKS = 16  # blocking reads at one time; more wait for their turn
 HOPS = 5  # redirections of one call
 REFUSED = ("denied", "policy")  # trouble that ends a start: the server must be configured otherwise
@@ -251,6 +252,6 @@ def _digest(text: str) -> str:
 
 
 def script_text(name: str) -> str:
-    """The published text of a script: lua/common.lua, then lua/`name`.lua."""
-    folder = files("metamusesd.queues") / "lua"
-    return (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    """The published text of a script: lua/common.lua, for some lua/place.lua, then lua/`name`.lua."""
+    folder, parts = files("metamusesd.queues") / "lua", ["common", *(["place"] if name in PLACED else []), name]
+    return "".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from metamusesd.errors import IdConflict, QueueFault, QueueFull
+from metamusesd.queues.answers import Complaint, Recall, Recalled
 from metamusesd.queues.base import (
     Append,
     Claim,
@@ -87,6 +88,20 @@ class RedisQueue(RedisViews):
         state: bytes = await self._door.script("cancel", id)
         return state.decode()
 
+    async def complain(self, id: str) -> str:
+        """See base.Queue and lua/complain.lua."""
+        answer: bytes = await self._door.script("complain", id)
+        return answer.decode()
+
+    async def forget(self, *, tenant: str = "", muse: str = "", model: str = "", tag: str = "") -> int:
+        """See base.Queue and lua/forget.lua."""
+        cursor, removed = b"0", 0
+        while True:
+            cursor, count = await self._door.script("forget", cursor, BATCH, tenant, muse, model, tag)
+            removed += count
+            if cursor == b"0":
+                return removed
+
     async def revive(self, id: str) -> str:
         """See base.Queue and lua/revive.lua."""
         state: bytes = await self._door.script("revive", id)
@@ -114,7 +129,7 @@ class RedisQueue(RedisViews):
         for want in wants:
             args += want.queue, min(want.count, BATCH), want.floor
         for job in routed:
-            args += job.id, job.token, " ".join(job.tiers), job.route
+            args += job.id, job.token, " ".join(job.tiers), job.route, job.flight
         async with self._claiming:
             return _unpack_claims(await self._door.script("claim", *args))
 
@@ -128,7 +143,9 @@ class RedisQueue(RedisViews):
 
     async def settle(self, ends: Sequence[Settlement]) -> list[Verdict]:
         """See base.Queue."""
-        return await self._many("settle", self._ends, ends, _pack_settlement, _unpack_verdicts)
+        answers = self._limits.answers
+        head = (*self._ends, answers.ttl_ms, answers.most, answers.most_bytes)
+        return await self._many("settle", head, ends, _pack_settlement, _unpack_verdicts)
 
     async def requeue(self, jobs: Sequence[Requeue]) -> list[Verdict]:
         """See base.Queue."""
@@ -149,6 +166,16 @@ class RedisQueue(RedisViews):
         suspects = tuple(Suspect(id.decode(), int(end)) for id, end in zip(pairs[::2], pairs[1::2], strict=True))
         requeued, expired, woken, timed_out, rerouted = (tuple(id.decode() for id in ids) for ids in lists)
         return Reaped(suspects, requeued, expired, woken, timed_out, rerouted, bool(more))
+
+    async def recall(self, asks: Sequence[Recall]) -> list[Recalled]:
+        """See base.Queue."""
+        return await self._many("recall", (self._limits.answers.repeat_ms,), asks, _pack_recall, _unpack_recalled)
+
+    async def complaints(self, most: int = 100) -> list[Complaint]:
+        """See base.Queue."""
+        found = await self._door.ask("LPOP", f"{self.prefix}:complaints", most)
+        pairs = (entry.decode(errors="replace").rpartition(" ") for entry in found or ())
+        return [Complaint(entry, _score(score)) for entry, _, score in pairs]
 
     async def announce(self, host: Host, ttl_s: float) -> None:
         """See base.Queue."""
@@ -181,7 +208,7 @@ class RedisQueue(RedisViews):
 def _pack_limits(limits: Limits) -> list[Argument]:
     args: list[Argument] = []
     for field in fields(limits):
-        if field.name != "classes":
+        if field.name not in ("classes", "answers"):
             args += field.name, getattr(limits, field.name)
     for priority, bounds in enumerate(limits.classes):
         for field in fields(bounds):
@@ -205,7 +232,13 @@ def _pack_append(piece: Append) -> Sequence[Argument]:
 
 
 def _pack_settlement(end: Settlement) -> Sequence[Argument]:
-    return end.id, end.token, str(end.state), end.result
+    kept = end.answer
+    answer = (kept.key, kept.value, kept.labels) if kept else ("", b"", b"")
+    return end.id, end.token, str(end.state), end.result, *answer, end.replay, end.replay_tokens
+
+
+def _pack_recall(ask: Recall) -> Sequence[Argument]:
+    return ask.id, ask.asked, len(ask.keys), *ask.keys
 
 
 def _pack_requeue(job: Requeue) -> Sequence[Argument]:
@@ -214,11 +247,24 @@ def _pack_requeue(job: Requeue) -> Sequence[Argument]:
 
 def _pack_service(service: Service) -> Sequence[Argument]:
     start, p50, p90 = (round(number * 1000) for number in (service.start_hz, service.factor_p50, service.factor_p90))
-    return service.model, max(service.free, 0), max(start, int(service.start_hz > 0)), p50, p90
+    identity = service.identity or "-"
+    return service.model, identity, max(service.free, 0), max(start, int(service.start_hz > 0)), p50, p90
 
 
 def _unpack_verdicts(reply: list[bytes]) -> list[Verdict]:
     return [VERDICTS[verdict] for verdict in reply]
+
+
+def _unpack_recalled(reply: list[bytes]) -> list[Recalled]:
+    triples = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    return [Recalled(key.decode(), value, kind == b"repeat") for kind, key, value in triples]
+
+
+def _score(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0  # somebody else has written it
 
 
 def _unpack_receipts(reply: list[bytes]) -> list[Receipt | QueueFull | IdConflict]:

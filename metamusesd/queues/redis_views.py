@@ -68,6 +68,14 @@ class RedisViews:
         """See base.Queue."""
         return list(await asyncio.gather(*(self._depth(queue) for queue in queues)))
 
+    async def kept(self) -> tuple[int, int]:
+        """See base.Queue."""
+        answers = f"{self.prefix}:answers"
+        count, size = await asyncio.gather(
+            self._door.ask("ZCARD", answers), self._door.ask("HGET", f"{answers}:bytes", "sum")
+        )
+        return count, number(size or b"0")
+
     # how
 
     async def _read(self, key: str, after: str, block_ms: int) -> list[tuple[bytes, list[bytes]]]:
@@ -118,12 +126,13 @@ def _unpack_view(id: str, fields: list[bytes | None]) -> JobView:
 def _unpack_host(owner: str, fields: list[bytes]) -> Host:
     said = dict(zip(fields[::2], fields[1::2], strict=True))
     tiers = _text(said.get(b"tiers", b"")).split()
-    parts = {tier: said.get(f"tier:{tier}".encode(), b"").split(b" ", 4) for tier in tiers}
-    return Host(owner, {tier: _unpack_service(*parts[tier]) for tier in tiers if len(parts[tier]) == 5})
+    parts = {tier: said.get(f"tier:{tier}".encode(), b"").split(b" ", 5) for tier in tiers}
+    return Host(owner, {tier: _unpack_service(*parts[tier]) for tier in tiers if len(parts[tier]) == 6})
 
 
-def _unpack_service(free: bytes, start: bytes, p50: bytes, p90: bytes, model: bytes) -> Service:
-    return Service(_text(model), number(free), number(start) / 1000, number(p50) / 1000, number(p90) / 1000)
+def _unpack_service(free: bytes, start: bytes, p50: bytes, p90: bytes, identity: bytes, model: bytes) -> Service:
+    rates = (number(start) / 1000, number(p50) / 1000, number(p90) / 1000)
+    return Service(_text(model), number(free), *rates, "" if identity == b"-" else _text(identity))
 
 
 def _known(ms: int) -> int | None:

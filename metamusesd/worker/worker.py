@@ -1,7 +1,7 @@
 """Stage 8 · worker · the step loop: take jobs in between steps, compute one batch, send one frame, again.
 
     control socket ─► a link (fd, epoch): drop the old epoch's sequences, then HELLO
-    pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop         while busy: looked at, never waited for
+    pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop · RAISE: higher class    while busy: looked at, never waited for
     engine.step()  ─► one EVENTS frame for all sequences · the board row    a long one asks whether it is still wanted
 
 One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket
@@ -19,6 +19,7 @@ from typing import Any
 from metamusesd import control
 from metamusesd.engines.base import Engine
 from metamusesd.errors import EngineFailed, MetamusesdError, NoCapacity, WireError
+from metamusesd.job import Priority
 from metamusesd.log import Logger
 from metamusesd.wire import Event, Finished, Frame, Generate, Hello, Refused
 from metamusesd.worker.pipe import Pipe
@@ -40,6 +41,7 @@ class Worker:
         self._pipe: Pipe | None = None
         self._held: dict[int, int] = {}  # handle → deadline (monotonic ns, 0: none), preparing or admitted
         self._deadlines = 0  # how many of them have one
+        self._raised: dict[int, Priority] = {}  # of those of them that got a higher class meanwhile
         self._unmade: set[int] = set()  # of this epoch, with the other thread: also cancelled ones, they may crash us
         self._selector = selectors.DefaultSelector()
         self._leaving = False
@@ -151,6 +153,7 @@ class Worker:
             self._engine.cancel(handle)
         self._held.clear()
         self._unmade.clear()
+        self._raised.clear()
         self._deadlines = 0
         if self._pipe is not None:
             self._selector.unregister(self._pipe)
@@ -195,6 +198,9 @@ class Worker:
             self._send([event for order in payload if (event := self._take(order, epoch, idle))])
         elif frame is Frame.CANCEL:
             self._send([event for handle in payload if handle in self._held and (event := self._cancel(handle))])
+        elif frame is Frame.RAISE:
+            for handle, priority in payload:
+                self._raise(handle, Priority(priority))
         else:
             raise WireError(f"a worker does not take {frame.name}")
 
@@ -210,6 +216,13 @@ class Worker:
         self._preparing.later(epoch, order, deadline_ns)
         return None
 
+    def _raise(self, handle: int, priority: Priority) -> None:
+        """A job of a higher class waits for this one. While it is being prepared, that is remembered."""
+        if handle in self._unmade:
+            self._raised[handle] = priority
+        else:
+            self._engine.promote(handle, priority)
+
     def _wanted(self, epoch: int, handle: int) -> bool:
         """On the thread that prepares: neither cancelled nor of an older epoch."""
         pipe = self._pipe
@@ -224,6 +237,7 @@ class Worker:
         if self._pipe is None or made.epoch != self._pipe.epoch:
             return None  # its epoch is over
         self._unmade.discard(handle)
+        priority = self._raised.pop(handle, None)
         if handle not in self._held:
             return Finished(handle, "cancelled")
         event: Event | None = None
@@ -233,7 +247,7 @@ class Worker:
             elif made.prepared is None or 0 < made.deadline_ns <= time.monotonic_ns():
                 event = Finished(handle, "deadline")
             else:
-                self._engine.admit(made.prepared)
+                self._engine.admit(made.prepared.promoted(priority) if priority is not None else made.prepared)
         except NoCapacity as error:
             event = Refused(handle, error.code)
             self._log.info("no room", job=made.order.id, problem=error.message)

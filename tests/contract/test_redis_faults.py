@@ -220,7 +220,7 @@ async def test_a_full_disk(kind: str, small_disk: Path) -> None:
     try:
         async with opened(server.url, 5.0) as queue:
             ballast = small_disk / "ballast"
-            ballast.write_bytes(b"x" * 600_000)
+            ballast.write_bytes(b"x" * 480_000)
             trouble = ""
             while not trouble:
                 assert len(accepted) < 1000, "the disk never fills"

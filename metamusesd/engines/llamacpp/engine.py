@@ -39,6 +39,7 @@ from metamusesd.engines.llamacpp.rates import Rates
 from metamusesd.engines.llamacpp.sampling import describe, log_probabilities
 from metamusesd.engines.llamacpp.sequence import Sequence, new_sequence
 from metamusesd.errors import EngineFailed, ModelLoadFailed, NoCapacity
+from metamusesd.job import Priority
 
 BATCH_TOKENS = 512
 CACHED_SEQUENCES = 16
@@ -122,6 +123,11 @@ class LlamaEngine:
             return False
         self._leave(self._live[order])
         return True
+
+    def promote(self, handle: int, priority: Priority) -> None:
+        if (order := self._orders.get(handle)) is not None:
+            sequence = self._live[order]
+            sequence.prepared = sequence.prepared.promoted(priority)
 
     def busy(self) -> bool:
         return bool(self._live)

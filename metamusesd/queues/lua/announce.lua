@@ -1,15 +1,17 @@
 -- announce · register a dispatcher among the live hosts, with what it serves, until its time-to-live ends
 --
 -- KEYS  p
--- ARGV  owner ttl_ms, then for each tier: tier model free start_milli_hz factor_p50_milli factor_p90_milli
+-- ARGV  owner ttl_ms, then for each tier: tier model identity free start_milli_hz factor_p50_milli factor_p90_milli
+--       identity: digest of all that makes its answers, for the caches; or `-` while nobody knows
 --       free: places that a job could take now; start_milli_hz: jobs started in 1000 s while jobs waited, 0 when nobody
 --       knows yet; the factors, times 1000: real wait / raw prediction, see position.lua
 -- reply 1
 --
 -- The same instance (owner = `<instance>:<nonce>`) under another nonce is forgotten: it was this one before a restart.
--- The hash `p:host:<owner>` holds tiers (separated by spaces), seen, and `tier:<tier>` = the four numbers and the model.
+-- The hash `p:host:<owner>` holds tiers (separated by spaces), seen, and `tier:<tier>` = the four numbers,
+-- the identity and the model.
 
-local WIDTH, HEAD = 6, 2
+local WIDTH, HEAD = 7, 2
 local owner, ttl_ms = ARGV[1], tonumber(ARGV[2])
 
 local function check()
@@ -22,7 +24,10 @@ local function check()
     if not string.match(ARGV[a + 1], '^[%w_-]+$') then
       return invalid('tier', 'not a name', 'use A-Z a-z 0-9 _ -')
     end
-    for i = 3, WIDTH do
+    if not string.match(ARGV[a + 3], '^[%w-]+$') then
+      return invalid('identity', 'not a digest', 'use hexadecimal digits, or -')
+    end
+    for i = 4, WIDTH do
       if #ARGV[a + i] > 15 or not string.match(ARGV[a + i], '^%d+$') then
         return invalid('tier', 'one of its numbers is none', 'give whole numbers, 0 or more')
       end
@@ -36,7 +41,7 @@ local key, hosts, tiers, fields = p .. ':host:' .. owner, p .. ':hosts', {}, {}
 for a = HEAD, #ARGV - 1, WIDTH do
   tiers[#tiers + 1] = ARGV[a + 1]
   fields[#fields + 1] = 'tier:' .. ARGV[a + 1]
-  fields[#fields + 1] = table.concat(ARGV, ' ', a + 3, a + WIDTH) .. ' ' .. ARGV[a + 2]
+  fields[#fields + 1] = table.concat(ARGV, ' ', a + 4, a + WIDTH) .. ' ' .. ARGV[a + 3] .. ' ' .. ARGV[a + 2]
 end
 call('ZREMRANGEBYSCORE', hosts, '-inf', now)
 local instance = string.match(owner, '^(.*):[^:]*$')

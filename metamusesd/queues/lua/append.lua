@@ -3,10 +3,11 @@
 -- KEYS  p
 -- ARGV  result_ttl_s stream_cap mail_cap, then for each job: id token offset chars tokens text
 --       offset: characters of this attempt before `text`; chars: characters in `text`; no text: only ask for the verdict
--- reply for each job: ok | cancelled | expired | lost. What was written before is skipped and answered ok; a gap is `lost`.
+-- reply for each job: ok | raised | cancelled | expired | lost. raised: ok, and since the last call a job of a higher class
+-- follows this one, which therefore has its class now. What was written before is skipped and answered ok; a gap is `lost`.
 
 local WIDTH, HEAD = 6, 3
-local FIELDS = {'state', 'token', 'attempt', 'deadline', 'written', 'stream', 'reply_to'}
+local FIELDS = {'state', 'token', 'attempt', 'deadline', 'written', 'stream', 'reply_to', 'raised'}
 
 local function check()
   if (#ARGV - HEAD) % WIDTH ~= 0 or not tonumber(ARGV[1]) then
@@ -34,6 +35,10 @@ local function append(id, token, offset, chars, tokens, text)
   local job = read(id, FIELDS)
   local holds, verdict = held(job, token)
   if not holds then return verdict end
+  if job.raised == '1' then
+    call('HDEL', key_of(id), 'raised')
+    verdict = 'raised'
+  end
   if overdue(job) then verdict = 'expired' end -- its text is written all the same: it may still be settled as done
   local written, first, last = tonumber(job.written) or 0, tonumber(offset), offset + chars
   if chars == '0' or last <= written then return verdict end

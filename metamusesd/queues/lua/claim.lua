@@ -4,12 +4,14 @@
 -- ARGV  result_ttl_s stream_cap mail_cap owner nonce lease_ms max_waits(ms, of four classes: "low,normal,high,critical";
 --       0: never) n_wants
 --       n_wants times: queue(ingress or a tier) count floor(lowest priority to take)
---       then for each routed job: id token tiers(separated by spaces) route
+--       then for each routed job: id token tiers(separated by spaces) route flight
 -- reply for each job taken: id token queue priority attempt crashes body route tenant stream submitted deadline claimed
 --       retries aged(0|1)
 --
 -- The i-th job gets the token `<nonce>:<i>`. A job is taken out of all its queues at once. The same owner and nonce again
 -- get the same jobs again; so an owner has one claim under way at a time. Routed jobs whose token is old are left alone.
+-- A routed job with a `flight` (a digest, or empty) whose flight is led by another live job follows that one from now on,
+-- and the leader gets the higher class of the two; else it leads the flight. One flight has at most MOST_FOLLOWERS.
 -- A count of 0 takes nothing; it arms the queue's marker again if jobs wait there, for a host that has room.
 --
 -- Starvation: a job is aged when it has waited longer, since `submitted`, than its class' max_wait. A claim that takes all
@@ -20,17 +22,19 @@
 --      included.
 -- Inside a class only its head is looked at, which has waited longest; a turn costs two commands a class with a limit.
 
-local HEAD, SKIPS = 8, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
+local HEAD, ROUTED, SKIPS = 8, 5, 200 -- SKIPS: dead or expired entries that one call clears away from the head of a queue
 local CLOCK_MS = 1000 -- submitted later than this from now: before the clock was put back, so it has waited longest
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
-                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries'}
+                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries', 'flight'}
+local LEADING = {queued = true, ready = true, running = true, delayed = true}
+local MOST_FOLLOWERS = 256
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
 local reply, taken_ids, fetched, aged, lease_end = {}, {}, {}, {}, nil
 
 local function check()
   if not (tonumber(ARGV[1]) and tonumber(ARGV[2]) and tonumber(ARGV[3]) and lease_ms and n_wants)
-    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % 4 ~= 0 or #ARGV > HEAD + 3 * n_wants + 4 * BATCH then
+    or #ARGV < HEAD + 3 * n_wants or (#ARGV - HEAD - 3 * n_wants) % ROUTED ~= 0 or #ARGV > HEAD + 3 * n_wants + ROUTED * BATCH then
     return invalid('arguments', 'do not add up', 'see the head of claim.lua')
   elseif not string.find(ARGV[7], '^%d+,%d+,%d+,%d+$') then
     return invalid('max_waits', 'not four numbers', 'give low,normal,high,critical in ms')
@@ -75,14 +79,60 @@ local function repeated()
   return true
 end
 
+-- The leader gets a higher class. `routed`: it was routed in this call, and stands nowhere yet.
+local function raise(id, job, prio, routed)
+  local whole = routed and read(id) or job
+  local score = format('%.0f', (3 - prio) * STRIDE + score_of(whole) % STRIDE)
+  counting().count(id, whole, -1)
+  whole.prio, whole.score, job.prio, job.score = prio, score, prio, score
+  counting().count(id, whole, 1)
+  if not routed and (job.state == 'ready' or job.state == 'queued') then
+    moves().take_out(id, job)
+    moves().put_back(id, job, 'prio', prio, 'score', score)
+  elseif job.state == 'running' and not routed then
+    call('HSET', key_of(id), 'prio', prio, 'score', score, 'raised', '1') -- its holder hears of it from append
+    if job.owner ~= '' then arm('cancels:' .. job.owner) end
+  else
+    call('HSET', key_of(id), 'prio', prio, 'score', score)
+  end
+  if not routed then fetched[id] = nil end
+end
+
+-- Whether the job follows another one from now on.
+local function follows(id, job, flight)
+  if job.flight ~= flight then
+    if job.flight ~= '' then flights().ended(id, job, 'left') end
+    job.flight = flight
+    call('HSET', key_of(id), 'flight', flight)
+  end
+  if flight == '' then return false end
+  local key = p .. ':flight:' .. flight
+  local leader = redis.pcall('HGET', key, 'leader')
+  if leader == id or type(leader) == 'table' then return false end -- a table: an error, the key is of a wrong type
+  local routed = leader and fetched[leader] and fetched[leader].routed
+  local other = routed and fetched[leader] or leader and read(leader)
+  if not other or other.flight ~= flight or not LEADING[other.state] then
+    call('HDEL', key, 'f:' .. id)
+    call('HSET', key, 'leader', id)
+    return false
+  elseif call('HLEN', key) > MOST_FOLLOWERS then
+    job.flight = ''
+    call('HSET', key_of(id), 'flight', '')
+    return false
+  end
+  call('HSET', key, 'f:' .. id, score_of(job))
+  if tonumber(job.prio) > tonumber(other.prio) then raise(leader, other, job.prio, routed) end
+  return true
+end
+
 -- Moves what was routed, with one command a queue for all jobs: first out of the leases, then into their tiers.
 local function route()
   local ids, entries = {}, {}
-  for a = HEAD + 3 * n_wants, #ARGV - 1, 4 do
-    local id, token, tiers, routing = unpack(ARGV, a + 1, a + 4)
-    local job = fetch(id)
-    if held(job, token) and string.match(tiers, '%S') then
-      job.state, job.token, job.tiers, job.route = 'ready', '', tiers, routing
+  for a = HEAD + 3 * n_wants, #ARGV - 1, ROUTED do
+    local id, job = ARGV[a + 1], fetch(ARGV[a + 1])
+    if held(job, ARGV[a + 2]) and string.match(ARGV[a + 3], '%S') then
+      job.state, job.token, job.tiers, job.route, job.joins = 'ready', '', ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
+      job.routed = true
       ids[#ids + 1] = id
     end
   end
@@ -90,8 +140,12 @@ local function route()
   call('ZREM', p .. ':leases', unpack(ids))
   for _, id in ipairs(ids) do
     local job = fetched[id]
-    call('HSET', key_of(id), 'state', 'ready', 'token', '', 'owner', '', 'tiers', job.tiers, 'route', job.route)
-    for tier in string.gmatch(job.tiers, '%S+') do
+    if (job.joins ~= '' or job.flight ~= '') and follows(id, job, job.joins) then job.state = 'following' end
+  end
+  for _, id in ipairs(ids) do
+    local job = fetched[id]
+    call('HSET', key_of(id), 'state', job.state, 'token', '', 'owner', '', 'tiers', job.tiers, 'route', job.route)
+    for tier in string.gmatch(job.state == 'ready' and job.tiers or '', '%S+') do
       local waiting = entries[tier] or {}
       waiting[#waiting + 1], waiting[#waiting + 2] = score_of(job), id
       entries[tier], touched[tier] = waiting, true

@@ -1,6 +1,7 @@
--- common.lua · what the scripts share · protocol 2
+-- common.lua · what the scripts share · protocol 3
 --
--- The text of script X is this file followed by X.lua, always:   SCRIPT LOAD "$(cat common.lua submit.lua)"
+-- The text of script X is this file followed by X.lua:   SCRIPT LOAD "$(cat common.lua submit.lua)"
+-- Only position and push take place.lua between the two.
 --
 -- KEYS[1] = p, the prefix with its hash tag, `{metamuse}` by default. Every other key is made from it in here, so that a
 -- queue lives in one Cluster slot. Keys are private to the scripts; docs/redis-protocol.md says which may be read.
@@ -10,6 +11,11 @@
 --   p:job:<id>                  hash    see `read`; and body, route, digest, claimed, reason, ended, evidence, told
 --   p:events:<id>, p:mail:<box> stream  kind attempt [offset text tokens] [data]; in a mailbox `id` comes first
 --   p:result:<id>               string  result JSON           p:idem:<tenant>:<key>    string  "<digest> <id>"
+--   p:flight:<digest>           hash    equal jobs that are computed once: see `flights`
+--   p:answer:<digest>           hash    value, labels: an answer that may be given again, see recall.lua
+--   p:answers                   zset    digest → last use     p:answers:bytes   hash   digest → bytes, and `sum`
+--   p:asked:<digest>            string  id: a user has asked this a moment ago
+--   p:complaints                list    "<entry> <score>": hits that were reported as wrong, see complain.lua
 --   p:live                      zset    id → sequence: the jobs that are not terminal
 --   p:counters                  hash    jobs, bytes, jobs:<tenant>, jobs:class:<prio>: how many those are
 --                                       and `cursor` while recount.lua is under way
@@ -62,7 +68,7 @@ end
 local function read(id, names)
   names = names or {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline',
                     'reply_to', 'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back', 'retries',
-                    'submitted'}
+                    'submitted', 'flight'}
   local values, job = redis.pcall('HMGET', key_of(id), unpack(names)), {} -- an error: the key is of a wrong type
   if not values[1] then return nil end
   for i = 1, #names do job[names[i]] = values[i] or default_of(names[i]) end
@@ -185,12 +191,16 @@ local function close()
   end
 end
 
--- How a job leaves the place where it stands. Made on demand: take_out, put_back, finish, failure, expire, give_back.
+local flights -- see below
+
+-- How a job leaves the place where it stands. Made on demand: take_out, put_back, finish, failure, expire, bury, give_back.
 local function moves()
   -- Removes a live job from wherever it stands. A removal is allowed when memory is full, and so is what follows it.
   local function take_out(id, job)
     if job.state == 'ready' then
       for tier in string.gmatch(job.tiers, '%S+') do call('ZREM', p .. ':ready:' .. tier, id) end
+    elseif job.state == 'following' then
+      call('HDEL', p .. ':flight:' .. job.flight, 'f:' .. id)
     else
       local place = job.state == 'running' and ':leases' or job.state == 'delayed' and ':delayed' or ':ingress'
       call('ZREM', p .. place, id)
@@ -228,6 +238,7 @@ local function moves()
     if job.idem ~= '' then call('PEXPIRE', p .. ':idem:' .. job.tenant .. ':' .. job.idem, ttl_ms) end
     redis.pcall('PUBLISH', p .. ':notifications:' .. job.queue, id .. ' ' .. state) -- a hint, and channels may be denied
     counting().count(id, job, -1)
+    if job.flight ~= '' then flights().ended(id, job, state, result) end
   end
 
   -- The result JSON of a job that ends without a worker's answer. `id` needs no escaping: submit has checked it.
@@ -241,6 +252,16 @@ local function moves()
   local function expire(id, job)
     take_out(id, job)
     finish(id, job, 'expired', failure(id, job, 'expired', "The job's deadline passed."))
+  end
+
+  -- Quarantines a job that stands nowhere.
+  local function bury(id, job)
+    local text = 'The job was quarantined, because processes crashed under it.'
+    finish(id, job, 'dead', failure(id, job, 'dead', text))
+    call('ZADD', p .. ':dead', now, id)
+    call('ZREMRANGEBYSCORE', p .. ':dead', '-inf', now - DEAD_TTL_MS)
+    call('ZREMRANGEBYRANK', p .. ':dead', 0, -DEAD_CAP - 1)
+    call('PEXPIRE', p .. ':dead', DEAD_TTL_MS)
   end
 
   -- Gives a job that stands nowhere back to its queues, or to `delayed`. Readers of its stream start again; when they
@@ -260,11 +281,84 @@ local function moves()
     end
   end
 
-  return {take_out = take_out, put_back = put_back, finish = finish, failure = failure, expire = expire,
+  return {take_out = take_out, put_back = put_back, finish = finish, failure = failure, expire = expire, bury = bury,
           give_back = give_back}
 end
 
--- What few scripts and rare cases need. Made on demand: published, read_bounds, room_after_ms, own_idem_key, place.
+-- Equal jobs that are under way together: one leads and is computed; the others follow it (state `following`), under no
+-- lease and in no queue, each with its own deadline. p:flight:<digest> has `leader` = id and, of each follower, `f:<id>` =
+-- its score. Every way in which a leader can end goes through `finish`, and so through `ended`. Made on demand: ended.
+flights = function()
+  local move = moves()
+
+  -- The followers that are alive, the best first.
+  local function followers_of(key)
+    local fields, found = call('HGETALL', key), {}
+    for i = 1, #fields, 2 do
+      local id = string.match(fields[i], '^f:(.+)$')
+      local job = id and read(id)
+      if job and job.state == 'following' then found[#found + 1] = {id, job, tonumber(score_of(job))} end
+    end
+    table.sort(found, function(one, other) return one[3] < other[3] end)
+    return found
+  end
+
+  -- The leader's result for a follower, or nil when it has not our form. The patterns meet nothing of the answer's text:
+  -- quotes are escaped in there. `cache` is the last field.
+  local function share(result, leader, id, waited_ms)
+    local head = '{"request_id":"' .. leader .. '"'
+    if string.sub(result, 1, #head) ~= head then return nil end
+    local body = string.gsub(string.sub(result, #head + 1), '"latency_ms":[%d.eE+-]+', '"latency_ms":' .. waited_ms, 1)
+    body = string.gsub(body, '"from_cache":false', '"from_cache":true', 1)
+    return '{"request_id":"' .. id .. '"' .. (string.match(body, '^(.*),"cache":') or string.sub(body, 1, -2))
+      .. ',"cache":{"kind":"flight","score":1,"age_s":0,"entry":"","reason":"the run of ' .. leader .. '"}}'
+  end
+
+  local function deliver(leader, result, id, job)
+    local mine = share(result, leader, id, format('%.0f', math.max(0, now - (tonumber(job.submitted) or now))))
+    job.flight = ''
+    call('HSET', key_of(id), 'flight', '')
+    if not mine then move.put_back(id, job) return end
+    local whole, answer = pcall(cjson.decode, result)
+    emit(id, job, 'kind', 'started', 'attempt', job.attempt)
+    if whole and type(answer.content) == 'string' and answer.content ~= '' then
+      emit(id, job, 'kind', 'token', 'attempt', job.attempt, 'offset', '0', 'text', answer.content, 'tokens',
+           format('%d', tonumber(answer.tokens_generated) or 0))
+    end
+    move.finish(id, job, 'done', mine)
+  end
+
+  -- The first follower leads, and what crashed under the old leader counts: equal poison crashes as one.
+  local function hand_over(key, followers, old)
+    local id, job = followers[1][1], followers[1][2]
+    call('HDEL', key, 'f:' .. id)
+    call('HSET', key, 'leader', id)
+    local crashes = math.max(tonumber(job.crashes) or 0, tonumber(old.crashes) or 0)
+    move.put_back(id, job, 'crashes', format('%d', crashes))
+  end
+
+  -- A job of a flight has ended in this way, or has `left` it. What its end means for those that follow it.
+  local function ended(id, job, state, result)
+    local key = p .. ':flight:' .. job.flight
+    if redis.pcall('HGET', key, 'leader') ~= id then return end
+    local followers = followers_of(key)
+    if #followers > 0 and state ~= 'done' and state ~= 'dead' then return hand_over(key, followers, job) end
+    call('DEL', key)
+    local evidence = state == 'dead' and call('HGET', key_of(id), 'evidence')
+    for _, follower in ipairs(followers) do
+      if state == 'done' then
+        deliver(id, result, follower[1], follower[2])
+      else
+        call('HSET', key_of(follower[1]), 'crashes', job.crashes, 'reason', 'leader_died', 'evidence', evidence or '')
+        move.bury(follower[1], follower[2])
+      end
+    end
+  end
+
+  return {ended = ended}
+end
+
+-- What few scripts and rare cases need. Made on demand: published, read_bounds, room_after_ms, own_idem_key, forget.
 local function rare()
   -- The published limits of these names, as numbers, 0 for what is not there; whoever may write, garbage harms nobody.
   local function published(...)
@@ -297,104 +391,17 @@ local function rare()
     return type(value) == 'string' and string.match(value, '^.* (%S+)$') == id and key or nil
   end
 
-  local services, live_hosts, max_waits = {}, nil, nil -- read once a call
-
-  -- What the live hosts announced for `tier`, together: free places, starts in 1000 s, factors weighted by the starts.
-  local function service(tier)
-    if services[tier] then return services[tier] end
-    local sum = {free = 0, milli_hz = 0, p50 = 0, p90 = 0}
-    live_hosts = live_hosts or call('ZRANGEBYSCORE', p .. ':hosts', '(' .. now_text, '+inf')
-    for _, owner in ipairs(live_hosts) do
-      local said = call('HGET', p .. ':host:' .. owner, 'tier:' .. tier) or ''
-      local free, milli_hz, p50, p90 = string.match(said, '^(%d+) (%d+) (%d+) (%d+) ')
-      if free then
-        sum.free, sum.milli_hz = sum.free + free, sum.milli_hz + milli_hz
-        sum.p50, sum.p90 = sum.p50 + milli_hz * p50, sum.p90 + milli_hz * p90
-      end
-    end
-    services[tier] = sum
-    return sum
+  -- Drops an answer that was kept for equal questions; whether there was one. The bytes of all that are left stay known.
+  local function forget(key)
+    local sizes = p .. ':answers:bytes'
+    local bytes = tonumber(redis.pcall('HGET', sizes, key) or nil) or 0
+    local removed = call('DEL', p .. ':answer:' .. key)
+    redis.pcall('ZREM', p .. ':answers', key)
+    redis.pcall('HDEL', sizes, key)
+    if bytes > 0 then redis.pcall('HINCRBY', sizes, 'sum', format('%.0f', -bytes)) end
+    return removed
   end
 
-  -- Milliseconds until a job with `ahead` jobs before it starts in `tier`, p50 and p90; NEVER when nobody has measured:
-  --   start_pX = factor_pX · (ahead + 1 - free places) / starts a second
-  local function start_of(tier, ahead)
-    local sum = service(tier)
-    if sum.milli_hz == 0 then return NEVER, NEVER end
-    local raw = math.max(0, ahead + 1 - sum.free) / sum.milli_hz * 1000 -- factors and starts come times 1000: this is ms
-    return math.floor(raw * (sum.p50 / sum.milli_hz) + 0.5), math.floor(raw * (sum.p90 / sum.milli_hz) + 0.5)
-  end
-
-  -- How many of `size` jobs of one class, the first of them at rank `first`, were submitted at `since_ms` or before. They
-  -- stand by age, so halving finds it; it asks for the first one first, which is mostly enough.
-  local function older(queue, first, size, since_ms)
-    local low, high, middle = 0, size, 0
-    while low < high do
-      local id = call('ZRANGE', queue_key(queue), first + middle, first + middle)[1]
-      local submitted = tonumber(redis.pcall('HGET', key_of(id), 'submitted') or nil) or now
-      if submitted <= since_ms then low = middle + 1 else high = middle end
-      middle = math.floor((low + high) / 2)
-    end
-    return low
-  end
-
-  local classes = {} -- read once a call and queue
-
-  -- The classes of a queue by priority: rank of the first job, how many, how many of these are aged, and max_wait.
-  local function classes_of(queue, max_waits)
-    if classes[queue] then return classes[queue] end
-    local found, first = {}, 0
-    for prio = 3, 0, -1 do
-      local bottom, wait_ms = (3 - prio) * STRIDE, max_waits['max_wait_ms:' .. prio]
-      local size = call('ZCOUNT', queue_key(queue), format('%.0f', bottom), '(' .. format('%.0f', bottom + STRIDE))
-      local aged = wait_ms > 0 and older(queue, first, size, now - wait_ms) or 0
-      found[prio] = {first = first, size = size, wait_ms = wait_ms, aged = aged}
-      first = first + size
-    end
-    classes[queue] = found
-    return found
-  end
-
-  -- How many jobs may go before the one at `rank`, submitted then. Every TURNS-th claim goes to the most overdue of the
-  -- aged (claim.lua). So who is not aged may see some of lower classes pass, at most one a turn; and who is aged need not
-  -- wait for more turns than there are jobs as overdue. Without aged jobs it is the rank.
-  local function ahead_of(queue, rank, submitted)
-    max_waits = max_waits or published('max_wait_ms:0', 'max_wait_ms:1', 'max_wait_ms:2', 'max_wait_ms:3')
-    local found, mine, passing = classes_of(queue, max_waits), 0, 0
-    while mine < 3 and rank < found[mine].first do mine = mine + 1 end
-    for prio = 0, mine - 1 do passing = passing + found[prio].aged end
-    local me, before = found[mine], rank - found[mine].first + 1
-    local is_aged = before <= me.aged
-    if passing == 0 and not is_aged then return rank end
-    local turn = tonumber(redis.pcall('HGET', p .. ':turns', queue) or nil) or 0
-    local ahead = rank + math.min(passing, math.floor((rank + turn) / (TURNS - 1)))
-    if not is_aged then return ahead end
-    for prio, class in pairs(found) do
-      local since_ms = submitted + me.wait_ms - class.wait_ms - (prio < mine and 1 or 0)
-      if prio ~= mine then before = before + older(queue, class.first, class.aged, since_ms) end
-    end
-    return math.min(ahead, TURNS * before - turn - 1)
-  end
-
-  -- Where a job (state, tiers, submitted) will be served soonest: queue, ahead, p50, p90; -1 for NEVER. Among equals the
-  -- smallest `ahead`, then the router's order. '', 0, -1, -1 when it waits nowhere.
-  local function place(id, job)
-    local queues = job.state == 'queued' and 'ingress' or job.state == 'ready' and job.tiers or ''
-    local best, best_ahead, best_p50, best_p90 = '', 0, NEVER, NEVER
-    for queue in string.gmatch(queues, '%S+') do
-      local rank = call('ZRANK', queue_key(queue), id)
-      if rank then
-        local ahead = ahead_of(queue, rank, tonumber(job.submitted) or now)
-        local p50, p90 = start_of(queue, ahead)
-        if best == '' or p50 < best_p50
-          or p50 == best_p50 and (p90 < best_p90 or p90 == best_p90 and ahead < best_ahead) then
-          best, best_ahead, best_p50, best_p90 = queue, ahead, p50, p90
-        end
-      end
-    end
-    return best, best_ahead, best_p50 < NEVER and best_p50 or -1, best_p90 < NEVER and best_p90 or -1
-  end
-
-  return {published = published, read_bounds = read_bounds, room_after_ms = room_after_ms,
-          own_idem_key = own_idem_key, place = place}
+  return {published = published, read_bounds = read_bounds, room_after_ms = room_after_ms, own_idem_key = own_idem_key,
+          forget = forget}
 end

@@ -10,9 +10,7 @@
 -- It costs some twenty commands a tier, none dearer than the logarithm of the queue's length, and one more for each live
 -- host; while jobs are aged, some twenty more a class.
 
-local place = rare().place
-
 if #ARGV ~= 1 then return invalid('arguments', #ARGV .. ' given', 'give the id') end
-local job = read(ARGV[1], {'state', 'tiers', 'submitted'})
+local job = read(ARGV[1], {'state', 'tiers', 'submitted', 'flight'})
 if not job then return false end
 return {job.state, place(ARGV[1], job)}

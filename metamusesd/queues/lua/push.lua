@@ -8,7 +8,6 @@
 -- not begun, is served soonest here, and stands elsewhere than it was told last (field `told`, "<tier> <ahead>"). The
 -- event's data is JSON: {"queue","ahead","start_p50_ms","start_p90_ms"}, with null for what nobody has measured.
 
-local place = rare().place
 local PAUSE_MS, PATIENCE_MS = '900', 500
 local FIELDS = {'state', 'stream', 'attempt', 'submitted', 'told', 'tiers', 'started', 'reply_to'}
 

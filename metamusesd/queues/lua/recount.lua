@@ -14,7 +14,7 @@
 
 local interval_ms, chunk = tonumber(ARGV[1]), tonumber(ARGV[2])
 local KEEP_MS = '60000' -- a recount that nobody goes on with is forgotten
-local FIELDS = {'state', 'tenant', 'prio', 'bytes', 'score', 'tiers'}
+local FIELDS = {'state', 'tenant', 'prio', 'bytes', 'score', 'tiers', 'flight'}
 local live, part, whole = p .. ':live', p .. ':recount', p .. ':counters'
 
 if not (interval_ms and interval_ms > 0 and chunk and chunk > 0) then
@@ -33,6 +33,7 @@ local function places_of(job)
   if job.state == 'running' then return {p .. ':leases'} end
   if job.state == 'delayed' then return {p .. ':delayed'} end
   if job.state == 'queued' then return {p .. ':ingress'} end
+  if job.state == 'following' then return {} end
   local places = {}
   for tier in string.gmatch(job.tiers, '%S+') do places[#places + 1] = queue_key(tier) end
   return places
@@ -40,8 +41,22 @@ end
 
 local expected, jobs = {}, {} -- ids by place; what was read
 
+-- A job that follows must be known to its flight, and the flight led by a live job; else it goes its own way.
+local function set_free(id, job)
+  local key = p .. ':flight:' .. job.flight
+  local found = redis.pcall('HMGET', key, 'leader', 'f:' .. id)
+  local leader = found[1] and read(found[1], {'state', 'flight'})
+  if leader and found[2] and leader.flight == job.flight and leader.state ~= 'following' and not terminal(leader.state) then
+    return
+  end
+  redis.pcall('HDEL', key, 'f:' .. id)
+  call('HSET', key_of(id), 'flight', '')
+  moves().put_back(id, job)
+end
+
 local function expect(id, job)
   jobs[id] = job
+  if job.state == 'following' then set_free(id, job) end
   for _, place in ipairs(places_of(job)) do
     local ids = expected[place] or {}
     ids[#ids + 1], expected[place] = id, ids

@@ -29,15 +29,6 @@ local function check()
   end
 end
 
-local function bury(id, job)
-  local text = 'The job was quarantined, because processes crashed under it.'
-  move.finish(id, job, 'dead', move.failure(id, job, 'dead', text))
-  call('ZADD', p .. ':dead', now, id)
-  call('ZREMRANGEBYSCORE', p .. ':dead', '-inf', now - DEAD_TTL_MS)
-  call('ZREMRANGEBYRANK', p .. ':dead', 0, -DEAD_CAP - 1)
-  call('PEXPIRE', p .. ':dead', DEAD_TTL_MS)
-end
-
 -- Puts one piece to the evidence; the oldest go when there are too many or they are too long.
 local function keep(id, piece)
   if piece == '' then return end
@@ -64,7 +55,7 @@ local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
   if reroute == '1' then job.tiers = '' end
   if fault == 'crash_alone' and job.crashes >= tonumber(ARGV[4]) then
     call('HSET', key_of(id), 'crashes', job.crashes, 'reason', reason)
-    bury(id, job)
+    move.bury(id, job)
   else
     if burnt then job.attempt = job.attempt + 1 end
     move.give_back(id, job, reason, math.min(tonumber(delay_ms), DELAY_MOST_MS), burnt)
