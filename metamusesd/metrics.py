@@ -61,6 +61,11 @@ _RESTARTS = (
 )  # fmt: skip
 _REFUSALS = ("invalid_request", "unknown_tier", "deadline_unmeetable", "internal_error")
 
+_LOOKUPS = {
+    "outcome": ("hit", "miss", "refused", "skipped", "failed"),
+    "where": ("exact", "semantic", "flight", "ineligible", "repeated", "away", "late", "failed"),
+}
+
 FAMILIES = (
     Family("requests_total", "Jobs that reached a terminal state.", {"state": _STATES}),
     Family("request_success_total", "Answers by finish reason.", {"finished_reason": ("stop", "length", "cache")}),
@@ -70,6 +75,10 @@ FAMILIES = (
     Family("claims_total", "Jobs claimed by queue.", {"queue": QUEUES}),
     Family("aged_claims_total", "Jobs that had waited past their class' limit, by queue.", {"queue": QUEUES}),
     Family("queue_errors_total", "Calls to Redis that failed.", {"kind": ("unavailable", "refused", "full", "fault")}),
+    Family("cache_lookups_total", "Lookups in the answer caches, by what came of it and where.", _LOOKUPS),
+    Family("cache_kept_total", "Answers that a cache has learnt.", {"cache": ("exact", "semantic")}),
+    Family("cache_complaints_total", "Hits of the semantic cache that were reported as wrong.", {}),
+    Family("cache_lookup_seconds", "From the route to what the caches say.", _LOOKUPS, STEPS_S),
     Family("prompt_tokens_total", "Prompt tokens processed.", _BY_TIER),
     Family("generation_tokens_total", "Tokens generated.", _BY_TIER),
     Family("prefix_cache_queries_total", "Prompt tokens looked up in workers' prefix caches.", _BY_TIER),

@@ -33,7 +33,7 @@ _NOW = _any_of(
     r"(?:what is|what's) the (?:time|date|day)(?= *(?:now)?\W*$)", "how (?:old|long ago) (?:is|was|am)",
     "days? (?:until|left|ago)", "weather (?:in|like|at|for)", "forecast", "will it (?:rain|snow)",
     "is it (?:raining|snowing|sunny|cold|hot|windy|open|down)", "headlines?", "(?:what is|what's|any) (?:the )?news",
-    "(?:stock|share|bitcoin|gold|oil|gas) prices?", "exchange rates?", "live scores?", "who (?:won|is winning)",
+    "(?:stock|share|bitcoin|gold|oil|gas) prices?", "exchange rates?", "live scores?", "who is winning",
     "in stock", "still available", "open now", "near me", "nearby",
 )  # fmt: skip
 _STATE = (
@@ -45,8 +45,8 @@ _STATE = (
 )
 _OF_MINE = _any_of(rf"my (?:\w+ )?(?:{_STATE})")
 _HOW_TO = re.compile(
-    r"^\W*(?:please |so )?(?:how|why|(?:what|which) (?:is|are) the (?:best|easiest|right|safest) \w+|(?:can|could|should"
-    r"|may|must|would) i|is it|are there|ways? to|steps? to|tips?)\b",
+    r"^\W*(?:please |so )?(?:how|why|(?:what|which) (?:is|are) the (?:best|easiest|right|safest) \w+"
+    r"|(?:can|could|should|may|must|would) i|is it|are there|ways? to|steps? to|tips?)\b",
     re.IGNORECASE,
 )
 _BEFORE = _any_of(
@@ -91,7 +91,9 @@ def eligibility(request: InferenceRequest, domain: str, exact_domains: Collectio
         semantic, reason = False, f"{domain} questions hit only when they are equal"
     elif not (wish.read and wish.write):
         reason = "the caller wants it not to be " + ("read" if not wish.read else "kept")
-    return Eligibility(read=wish.read, write=wish.write, semantic=semantic, share=wish.read, reason=reason)
+    return Eligibility(
+        read=wish.read, write=wish.write, semantic=semantic, share=wish.read and wish.write, reason=reason
+    )
 
 
 def keepable(result: Result, most_bytes: int) -> bool:

@@ -26,7 +26,8 @@ _JSON = msgspec.json.Encoder(order="sorted")
 # Words by which a question speaks of whoever asks it. `how do I` and `should I` do not: they ask in general.
 _STATES = "am|was|have|had|feel|felt|think|need|want|wish|live|work|like|love|hate|told|said|asked"
 _OF_THE_USER = re.compile(
-    rf"\b(?:my|mine|myself|ours?|ourselves|i\s*['’]\s*(?:m|ve|d)|i (?:{_STATES})|we\s*['’]\s*re|we (?:are|have|need|want)"
+    rf"\b(?:my|mine|myself|ours?|ourselves|i\s*['’]\s*(?:m|ve|d)|i (?:{_STATES})"
+    r"|we\s*['’]\s*re|we (?:are|have|need|want)"
     r"|(?:about|for|with|call) me)\b",
     re.IGNORECASE,
 )

@@ -17,8 +17,10 @@ import uvloop
 
 from metamusesd import control
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_DIED, Birth
+from metamusesd.dispatcher.caching import rules_of
 from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.endings import Retries
+from metamusesd.dispatcher.identities import defaults_of
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.dispatcher.rounds import Rounds
 from metamusesd.dispatcher.router import TierView
@@ -57,6 +59,7 @@ class Boot:
             queue, self._birth.board, self._tiers, self._owner, self._log, lease_ms=self._lease_ms,
             max_crashes=config.queue.max_crashes,
             retries=Retries(config.queue.max_retries, config.queue.retry_s, config.queue.retry_most_s),
+            rules=rules_of(config), defaults=defaults_of(config), vectors_lost=self._vectors_lost,
         )  # fmt: skip
         self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
         dispatcher.ledger.started(os.getpid(), self._birth.generation)
@@ -73,6 +76,7 @@ class Boot:
             if tasks:
                 await asyncio.wait(tasks, timeout=1.0)
             dispatcher.fleet.close()
+            dispatcher.vectors.close()
             await queue.close()
             await asyncio.sleep(0)  # connections are lost in the next turn of the loop
 
@@ -159,6 +163,8 @@ class Boot:
                 int(message["row"]), int(message["epoch"]), str(message["worker"]), str(message["tier"]), fd
             )
             self._start(link, "link")
+        elif do == "vectors" and fd is not None:
+            self._start(self._dispatcher.vectors.connect(int(message["epoch"]), fd), "vectors")
         elif do == "unlink":
             self._dispatcher.fleet.unlink(message)
         elif do == "retire":
@@ -169,6 +175,9 @@ class Boot:
     async def _retire(self, row: int, epoch: int) -> None:
         await self._dispatcher.retire(row, epoch, self._birth.config.daemon.drain_s)
         control.send(self._birth.control, {"say": "retired", "row": row, "epoch": epoch})
+
+    def _vectors_lost(self, epoch: int) -> None:
+        control.send(self._birth.control, {"say": "relink vectors", "epoch": epoch})
 
     def _drain(self, within_s: float) -> None:
         if not self._rounds.draining:

@@ -1,7 +1,8 @@
 """Stages 2 to 10 · dispatcher · read this first: what happens to a job between its claim and its end.
 
-    claim from ingress ─► analyse ─► forward to its tiers ─┐   (pump.py: one claim call does both)
-    claim from a tier  ◄───────────────────────────────────┘
+    claim from ingress ─► analyse ─► look up ─► forward to its tiers ─┐   (pump.py: one claim call does both)
+              a hit: settle ◄────────┘                                │
+    claim from a tier  ◄──────────────────────────────────────────────┘
         └► process:  pick a worker ─► send ─► stream its tokens ─► settle
 
 Promise: at least once, one visible result. Every claim ends in exactly one settle, requeue or verdict of somebody else;
@@ -13,25 +14,32 @@ what a claim took that was cut off by our death is taken over by the next nonce 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from metamusesd.board import Board
 from metamusesd.dispatcher.alone import Alone
+from metamusesd.dispatcher.caching import Rules
 from metamusesd.dispatcher.endings import Retries, conclude, refusal
 from metamusesd.dispatcher.fleet import Fleet
+from metamusesd.dispatcher.identities import Identities
 from metamusesd.dispatcher.inquiry import Inquiry
+from metamusesd.dispatcher.keeping import Keeping
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.links import Hooks, Link
+from metamusesd.dispatcher.lookup import Lookup
 from metamusesd.dispatcher.outbox import Outbox
 from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
-from metamusesd.errors import ContextOverflow, MetamusesdError, NoCapacity, UnknownTier
-from metamusesd.job import encode_route, parse_request
+from metamusesd.dispatcher.vectors_link import VectorsLink
+from metamusesd.errors import ContextOverflow, MetamusesdError, NoCapacity, QueueError, UnknownTier
+from metamusesd.job import Route, encode_route, parse_request
 from metamusesd.log import Logger
-from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Verdict, Want
+from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Settlement, Verdict, Want
 from metamusesd.wire import Finished, Refused, Token
 
 GIVE_BACK_S = 3.0  # at the end of a drain
@@ -43,7 +51,8 @@ class Dispatcher:
 
     def __init__(
         self, queue: Queue, board: Board, tiers: list[TierView], owner: str, log: Logger, *, lease_ms: int = 15_000,
-        max_crashes: int = 3, retries: Retries | None = None,
+        max_crashes: int = 3, retries: Retries | None = None, rules: Rules | None = None,
+        defaults: Mapping[str, Mapping[str, float]] | None = None, vectors_lost: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
         names = [tier.name for tier in tiers]
         self.held: set[Run] = set()
@@ -55,11 +64,19 @@ class Dispatcher:
             queue, owner, lease_ms, names, self._wants, self.take, self.ledger.redis, self.outlook.heard,
             self.outlook.hosts.shared,
         )  # fmt: skip
-        hooks = Hooks(_nothing, self.stream, self._ended, _nothing, _nothing, lambda link: self.alone.changed(link))
+        hooks = Hooks(_nothing, self.stream, self._ended, _nothing, _nothing, self._changed)
         self.fleet = Fleet(board, names, hooks, self.pump.freed, log)
+        rules = rules or Rules()
+        self.identities = Identities(self.outlook.hosts, defaults or {})
+        self.vectors = VectorsLink(rules.budget_ms, vectors_lost or (lambda epoch: None), log)
+        self.lookup = Lookup(
+            queue, rules, self.identities, self.vectors, self._forward, self._hit, self.pump.wake, self.ledger
+        )
+        self.keeping = Keeping(rules, self.identities, self.vectors, self.ledger)
         self.alone = Alone(self.fleet, lambda run, link: link.send(run))
         self.emptied = asyncio.Event()
         self.emptied.set()
+        self._queue = queue
         self._log, self._alone_after = log, max(1, max_crashes - 1)
         self._retries, self._draining = retries or Retries(), False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,9 +107,11 @@ class Dispatcher:
         """Write the end of a run, once; its lease is renewed until that is done."""
         try:
             outcome = conclude(run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end))
+            outcome = self.keeping.prepare(run, outcome)
         except Exception as error:  # a bug of ours: without an end the job would run again and again
             outcome = refusal(run.claim, MetamusesdError(f"{type(error).__name__}: {error}"))
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
+        self.keeping.settled(run, outcome, verdict)
         self.ledger.ended(run, end, outcome, verdict)
 
     def take(self, claim: Claim) -> None:
@@ -101,9 +120,7 @@ class Dispatcher:
         if claim.queue == INGRESS:
             self.analyse(claim)
         else:
-            task = asyncio.get_running_loop().create_task(self.process(claim))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+            self._start(self.process(claim))
 
     def analyse(self, claim: Claim, *, again: bool = False) -> None:
         """Stage 3: name the tiers that may serve it; what nobody can serve, or not in time, ends here. `again`: who
@@ -123,18 +140,30 @@ class Dispatcher:
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
             self._refuse(claim, known)
             return
+        self.lookup.put(claim, request, routing, (time.monotonic_ns() - started_ns) / 1e6)
+
+    def _forward(self, claim: Claim, routing: Route, route_ms: float, flight: str) -> None:
+        """Into the queues of its tiers; with a flight, behind an equal job that is under way, if there is one."""
+        if self._draining:  # nobody would forward it
+            self.outbox.put(Requeue(claim.id, claim.token, "drain"))
+            return
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()
-        self._route_ms[claim.id] = (time.monotonic_ns() - started_ns) / 1e6
+        self._route_ms[claim.id] = route_ms
         self.outlook.forwarded(claim, routing.tiers)
-        self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing)))
+        self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing), flight))
+
+    def _hit(self, claim: Claim, end: Settlement) -> None:
+        """A cache has the answer: that is the end, whatever the tiers are doing."""
+        self.outbox.put(end)
+        self.ledger.answered(claim)
 
     def _refuse(self, claim: Claim, error: MetamusesdError) -> None:
         self.outbox.put(refusal(claim, error))
         self.ledger.refused(claim, error)
 
     def _look_again(self, claim: Claim) -> None:
-        if self._draining:  # nobody would forward it
+        if self._draining:
             self.outbox.put(Requeue(claim.id, claim.token, "drain"))
             return
         self.analyse(claim, again=True)
@@ -172,8 +201,17 @@ class Dispatcher:
 
     def overruled(self, run: Run, verdict: Verdict) -> None:
         """The queue says that this run is not ours to finish: cancelled, past its deadline, or lost."""
-        if verdict is not Verdict.OK and not run.end.done():
+        if verdict is Verdict.RAISED:
+            self._start(self._raise(run))
+        elif verdict is not Verdict.OK and not run.end.done():
             self._drop(run, verdict)
+
+    async def _raise(self, run: Run) -> None:
+        """A job of a higher class follows it. That it cannot be asked which costs the class, and nothing else."""
+        with contextlib.suppress(QueueError):
+            view = await self._queue.view(run.claim.id)
+            if view is not None and run.link is not None:
+                run.link.promote(run, view.priority)
 
     def ask(self, silent_ns: int) -> None:
         """Ask for the verdict on every run that has sent no text for so long."""
@@ -215,6 +253,7 @@ class Dispatcher:
         """No claim is under way, nothing is held, and every end that was put down is written."""
         await self.pump.stopped.wait()
         await self.inquiry.answered()
+        await self.lookup.answered()
         await self.emptied.wait()
         await self.outbox.written.wait()
 
@@ -255,6 +294,16 @@ class Dispatcher:
         elif run.link is not None:
             run.idle_refusal = not run.link.runs and end.reason == NoCapacity.code
             self.fleet.refused(run.link, run.claim.priority)
+
+    def _changed(self, link: Link) -> None:
+        if link.hello is not None:
+            self.identities.greeted(link.hello)
+        self.alone.changed(link)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

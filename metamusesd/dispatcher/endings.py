@@ -131,13 +131,15 @@ def _settle(
         usage = Usage(
             prompt_tokens=end.prompt_tokens, completion_tokens=end.completion_tokens, cached_tokens=end.cached_tokens
         )
-    timings = _timings(run, now_ns)
+    timings, route, note = _timings(run, now_ns), _route(claim.route), None
+    if route is not None:
+        route, note = msgspec.structs.replace(route, lookup=None), route.lookup
     result = Result(
         request_id=claim.id, state=state, content=run.content, model_name=hello.model if hello else "",
         model_digest=hello.digest if hello else "", tier=hello.tier if hello else "", latency_ms=timings.total_ms,
         tokens_generated=usage.completion_tokens, finish_reason=end.reason if end else "", usage=usage, timings=timings,
-        route=_route(claim.route), attempt=claim.attempt, worker=hello.worker if hello else "", error=error,
-        logprobs=run.logprobs,
+        route=route, attempt=claim.attempt, worker=hello.worker if hello else "", error=error, logprobs=run.logprobs,
+        cache=note,
     )  # fmt: skip
     return Settlement(claim.id, claim.token, state, encode_result(result))
 

@@ -42,6 +42,27 @@ class Ledger:
         self._page.count("refusals_total", error.code)
         self._log.info("job refused", job=claim.id, code=error.code)
 
+    def looked_up(self, outcome: str, where: str, started_ns: int = 0) -> None:
+        """Stage 4: a hit, a miss, refused (something was near), skipped or failed."""
+        label = f"{outcome}/{where}"
+        self._page.count("cache_lookups_total", label)
+        if started_ns:
+            self._page.observe("cache_lookup_seconds", label, (time.monotonic_ns() - started_ns) / 1e9)
+
+    def kept(self, cache: str) -> None:
+        """Stage 10: a cache has learnt an answer."""
+        self._page.count("cache_kept_total", cache)
+
+    def complained(self, count: int) -> None:
+        """So many hits were reported as wrong."""
+        self._page.count("cache_complaints_total", amount=count)
+
+    def answered(self, claim: Claim) -> None:
+        """A cache has ended this job."""
+        self.settled += 1
+        self._page.count("requests_total", "done")
+        self._page.count("request_success_total", "cache")
+
     def token(self, run: Run, now_ns: int) -> None:
         """One step's text."""
         if run.token_ns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from metamusesd.board import Board
@@ -52,6 +52,7 @@ class Link(asyncio.Protocol):
         self._handles = self._frames = 0
         self._orders: list[Generate] = []
         self._cancels: list[int] = []
+        self._raises: list[tuple[int, int]] = []
         self._flushing = False
         self.idle.set()
         board.reset_frames_sent(row)
@@ -73,6 +74,16 @@ class Link(asyncio.Protocol):
         left_ms = run.deadline_in_ms()
         order = Generate(run.handle, claim.priority, claim.body, claim.aged, left_ms, claim.id, claim.attempt)
         self._orders.append(order)
+        self._soon()
+
+    def promote(self, run: Run, priority: int) -> None:
+        """It has a higher class from now on, here and in its worker."""
+        if run.handle not in self.runs or priority <= run.claim.priority:
+            return
+        self.load.by_class[standing(run.claim)] -= 1
+        run.claim = replace(run.claim, priority=priority)
+        self.load.by_class[standing(run.claim)] += 1
+        self._raises.append((run.handle, priority))
         self._soon()
 
     def cancel(self, run: Run) -> None:
@@ -123,8 +134,8 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        orders, cancels = self._orders, self._cancels
-        self._orders, self._cancels = [], []
+        orders, cancels, raises = self._orders, self._cancels, self._raises
+        self._orders, self._cancels, self._raises = [], [], []
         if self.closed or self._transport is None:
             return
         if cancels:  # first: the new orders may need the places
@@ -139,6 +150,8 @@ class Link(asyncio.Protocol):
                 batch, size = [], 0
         if batch:
             self._order(batch)
+        if raises:  # last: they may be of jobs that go with this flush
+            self._write(Frame.RAISE, raises)
 
     def _order(self, batch: list[Generate]) -> None:
         self._write(Frame.GENERATE, batch)

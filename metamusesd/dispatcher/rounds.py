@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
+from dataclasses import replace
 
 from metamusesd.board import QUEUES
 from metamusesd.dispatcher.dispatcher import Dispatcher
@@ -18,6 +19,7 @@ from metamusesd.errors import QueueError, QueueFault
 from metamusesd.job import Priority
 from metamusesd.queues.base import Host, Queue, Suspect, cancels
 from metamusesd.tiers import TIERS
+from metamusesd.wire import Complain
 
 BEAT_S = 0.05
 SILENT_NS = 40_000_000  # less than a beat: every beat asks, so that a cancel whose hint was lost is heard soon
@@ -125,7 +127,12 @@ class Rounds:
 
     async def _survey(self) -> None:
         outlook, queue = self._dispatcher.outlook, self._queue
-        await queue.announce(Host(self._owner, outlook.services(self._free())), HOST_TTL_S)
+        identities = self._dispatcher.identities
+        services = {
+            tier: replace(service, identity=identities.own(tier))
+            for tier, service in outlook.services(self._free()).items()
+        }
+        await queue.announce(Host(self._owner, services), HOST_TTL_S)
         hosts = await queue.hosts()
         depths = await queue.depths(QUEUES)
         outlook.surveyed(depths, hosts)
@@ -134,7 +141,18 @@ class Rounds:
         for depth in depths:
             if depth.queue in self._tiers and any(depth.by_class):
                 await queue.push(depth.queue)
+        await self._pass_complaints()
         await queue.check()
+
+    async def _pass_complaints(self) -> None:
+        """To the vectors process; while that is away they stay in Redis."""
+        vectors = self._dispatcher.vectors
+        if not vectors.linked:
+            return
+        complaints = await self._queue.complaints()
+        self._dispatcher.ledger.complained(len(complaints))
+        for complaint in complaints:
+            vectors.tell(Complain(complaint.entry, complaint.score))
 
     async def sample(self) -> None:
         """Ask where a job stands that was just routed: its prediction is held against the truth when it starts."""

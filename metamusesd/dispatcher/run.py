@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metamusesd.queues.base import Claim, Verdict
-from metamusesd.wire import Finished, Refused, Token
+from metamusesd.wire import Finished, Keep, Refused, Token, Withdraw
 
 if TYPE_CHECKING:
     from metamusesd.dispatcher.links import Link
@@ -44,7 +44,7 @@ class Run:
 
     __slots__ = (
         "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "frame", "handle", "idle_refusal",
-        "link", "logprobs", "neighbours", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
+        "link", "logprobs", "neighbours", "news", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -63,6 +63,7 @@ class Run:
         self.alone = False  # nobody else was in its worker since it was sent there
         self.neighbours = 0  # how many were there with it when the worker died
         self.idle_refusal = False  # refused by a worker that had nothing else: waiting will not help
+        self.news: Keep | Withdraw | None = None  # for the semantic cache, once its end is written
         self.over = False  # its end is written; nothing more is to be said about it
 
     def __repr__(self) -> str:

@@ -97,8 +97,8 @@ class RedisQueue(RedisViews):
         """See base.Queue and lua/forget.lua."""
         cursor, removed = b"0", 0
         while True:
-            cursor, count = await self._door.script("forget", cursor, BATCH, tenant, muse, model, tag)
-            removed += count
+            reply = await self._door.script("forget", cursor, BATCH, tenant, muse, model, tag)
+            cursor, removed = reply[0], removed + int(reply[1])
             if cursor == b"0":
                 return removed
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from metamusesd.board import Board
+from metamusesd.dispatcher.caching import Rules
 from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.endings import Retries
 from metamusesd.dispatcher.router import TierView
@@ -17,10 +18,11 @@ from metamusesd.job import Result, decode_result
 from metamusesd.log import get_logger
 from metamusesd.queues.base import JobEvent, Submission, Verdict
 from metamusesd.queues.memory import MemoryQueue
-from metamusesd.wire import Frame, FrameReader, Generate, Hello, encode
+from metamusesd.wire import Found, Frame, FrameReader, Generate, Hello, Look, Question, encode
 
 EPOCHS = itertools.count(1)
 TIERS = (TierView("fast", "m"), TierView("heavy", "h"))
+Q = TypeVar("Q")
 IDS = (f"job-{n}" for n in itertools.count())
 
 
@@ -81,14 +83,56 @@ class PlayedWorker:
         self._sock.close()
 
 
+class PlayedVectors:
+    """The vectors process' end of the pipe. What it was told or asked gathers in `heard`."""
+
+    def __init__(self, sock: socket.socket, epoch: int, answer: Callable[[Look], Found | None]) -> None:
+        self._sock, self.epoch, self._answer = sock, epoch, answer
+        self.heard: list[Question] = []
+        self._changed = asyncio.Event()
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        loop, reader = asyncio.get_running_loop(), FrameReader(self.epoch)
+        while data := await loop.sock_recv(self._sock, 65536):
+            for frame, questions in reader.feed(data):
+                assert frame is Frame.ASK
+                self.heard += questions
+                self._changed.set()
+                looks = [each for each in questions if type(each) is Look]
+                answers = [found for look in looks if (found := self._answer(look)) is not None]
+                await loop.sock_sendall(self._sock, encode(Frame.ANSWER, self.epoch, answers))
+
+    async def told(self, kind: type[Q], count: int = 1) -> list[Q]:
+        """So many questions or news of this kind, sooner or later."""
+        async with asyncio.timeout(5):
+            while len(found := [each for each in self.heard if type(each) is kind]) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return found
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        self._sock.close()
+
+
 class Stage:
     """A dispatcher at work and what a test needs around it."""
 
-    def __init__(self, queue: Fragile | None = None, tiers: Sequence[TierView] = TIERS, owner: str = "host:1") -> None:
+    def __init__(
+        self, queue: Fragile | None = None, tiers: Sequence[TierView] = TIERS, owner: str = "host:1",
+        rules: Rules | None = None,
+    ) -> None:  # fmt: skip
         self.queue, self.board = queue or Fragile(), Board(2)
         retries = Retries(most=2, first_s=0.0)
-        self.dispatcher = Dispatcher(self.queue, self.board, list(tiers), owner, get_logger("test"), retries=retries)
+        self.lost_pipes: list[int] = []
+        self.dispatcher = Dispatcher(
+            self.queue, self.board, list(tiers), owner, get_logger("test"), retries=retries, rules=rules,
+            vectors_lost=self.lost_pipes.append,
+        )  # fmt: skip
         self.workers: list[PlayedWorker] = []
+        self.vectors: list[PlayedVectors] = []
         loop = asyncio.get_running_loop()
         works = (self.dispatcher.pump.run(), self.dispatcher.pump.watch(), self.dispatcher.outbox.run())
         self.tasks = [loop.create_task(work) for work in works]
@@ -101,6 +145,15 @@ class Stage:
         await self.dispatcher.fleet.connect(row, worker.epoch, f"{tier}-{row}", tier, theirs.detach())
         await worker.hello(tier, context)
         return worker
+
+    async def play_vectors(self, answer: Callable[[Look], Found | None]) -> PlayedVectors:
+        """A vectors process that answers lookups like this; None: it stays silent."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        played = PlayedVectors(ours, next(EPOCHS), answer)
+        self.vectors.append(played)
+        await self.dispatcher.vectors.connect(played.epoch, theirs.detach())
+        return played
 
     async def submit(self, body: bytes = b'{"user_query":"hi"}', priority: int = 1, **more: Any) -> str:
         id = next(IDS)
@@ -139,6 +192,7 @@ class Stage:
         for task in self.tasks:
             task.cancel()
         await asyncio.wait(self.tasks)
-        for worker in self.workers:
-            await worker.close()
+        self.dispatcher.vectors.close()
+        for player in (*self.workers, *self.vectors):
+            await player.close()
         await asyncio.sleep(0)
