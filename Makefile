@@ -58,7 +58,7 @@ bench: models  ## the benchmarks; BENCH="engine --quick", for instance
 lock:  ## pin what pyproject.toml asks for; no addresses in it
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  --no-header --annotation-style=line --extra llamacpp --extra dev --output-file requirements.lock pyproject.toml
+	  --no-header --annotation-style=line --extra llamacpp --extra cache --extra dev --output-file requirements.lock pyproject.toml
 
 clean:  ## the environment and caches; models stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

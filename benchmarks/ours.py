@@ -51,6 +51,9 @@ drain_s = 1.0
 [log]
 level = "warning"
 
+[cache]
+enabled = false
+
 [models.bench]
 file = "{file}"
 context = {context}

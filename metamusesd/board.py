@@ -5,7 +5,8 @@ Every figure is one aligned 64-bit word; every block has one writer and a sequen
 written.
 
     word 0                                                                        (64 bytes = one cache line)
-    ┌─ header ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ frames sent: a word a row ─┬─ metrics page ─┬─ rows … ─┐
+    ┌─ header ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ vectors: 2 lines ─┬─ frames sent: a word a row ─┐
+    ├─ metrics page ─┬─ rows … ─┐
     row of a worker slot (5 lines)
     ┌─ by the worker: 3 lines (sequence, WORKER_FIELDS) ─┬─ by the supervisor: 2 lines (sequence, SLOT_FIELDS) ─┐
 
@@ -43,6 +44,12 @@ SLOT_FIELDS = (
 DISPATCHER_FIELDS = (
     "beat_ns", "started_ns", "pid", "epoch", "running", "redis_ok", "redis_since_ns", "draining", "workers",
     "queues_ns", "loop_lag_ns", "claims", "settled", "redis_trouble", "faults",
+)  # fmt: skip
+VECTORS_FIELDS = (
+    "beat_ns", "pid", "epoch", "asked", "done",
+    "oldest_ns",  # since when the oldest question is at work that nobody else keeps waiting; 0: none
+    "tending_ns",  # since when its store does its maintenance, which may hold the interpreter for minutes; 0: none
+    "hits", "misses", "failures", "entries", "text_ns", "rss_bytes",
 )  # fmt: skip
 QUEUES = ("ingress", *TIERS)
 _QUEUE_PARTS = ("low", "normal", "high", "critical", "oldest_ms")
@@ -132,12 +139,13 @@ class Board:
         if not 1 <= rows <= MAX_ROWS:
             raise ValueError(f"a board has 1 to {MAX_ROWS} rows, not {rows}")
         self.rows = rows
-        row_words, fixed = 5 * LINE, LINE + 3 * LINE + 6 * LINE
+        row_words, fixed = 5 * LINE, LINE + 3 * LINE + 6 * LINE + 2 * LINE
         total = fixed + MAX_ROWS + METRIC_WORDS + rows * row_words
         self._map = mmap.mmap(-1, total * WORD)
         words = memoryview(self._map).cast("Q")
         self.dispatcher = Block(words[LINE : 4 * LINE], DISPATCHER_FIELDS)
-        self.queues = Block(words[4 * LINE : fixed], QUEUE_FIELDS)
+        self.queues = Block(words[4 * LINE : 10 * LINE], QUEUE_FIELDS)
+        self.vectors = Block(words[10 * LINE : fixed], VECTORS_FIELDS)
         self._frames_sent = words[fixed : fixed + MAX_ROWS]
         self.metric_words = words[fixed + MAX_ROWS : fixed + MAX_ROWS + METRIC_WORDS]
         starts = [total - (rows - row) * row_words for row in range(rows)]

@@ -28,6 +28,7 @@ COMMANDS = {  # name: (group, what it does)
     "cancel": ("jobs", "cancel jobs"),
     "jobs": ("overview", "what waits in the queue, by tier and class, and which hosts serve it"),
     "dead": ("dead", "the quarantine: jobs under which workers died, and why"),
+    "cache": ("cache", "the answer caches: facts, purge, explain, report a wrong hit, evaluate on your own questions"),
     "models": ("models", "fetch, list, verify, inspect model files"),
     "version": ("daemon", "print versions"),
 }
@@ -59,6 +60,9 @@ EXIT_CODES = {  # by the code of an error; a job that ended with an error counts
     "deadline_unmeetable": 75,
     "wait_timeout": 75,
     "fetch_failed": 75,
+    "store_failed": 75,
+    "store_refused": EXIT_CONFIG,
+    "embedder_failed": EXIT_CONFIG,
     "bad_config": EXIT_CONFIG,
     "queue_refused": EXIT_CONFIG,
 }

@@ -13,8 +13,13 @@ the child is gone.
     supervisor ──► dispatcher  {"do": "retire", "row", "epoch"}   send it nothing more; it is to be replaced
     dispatcher ──► supervisor  {"say": "retired", "row", "epoch"}   this worker holds no job any more
     supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0
-    child ──► supervisor       {"say": "ready", …}   a worker: model facts; the dispatcher: nothing more
-    worker ──► supervisor      {"say": "relink", "epoch"}   its pipe of this epoch broke (EOF, garbage): make a new one
+    supervisor ──► dispatcher, vectors   {"do": "vectors", "epoch"} + one end of their pipe's socketpair; a larger epoch
+                               replaces the pipe before it. EOF on it: vectors is gone, or will get another pipe
+    child ──► supervisor       {"say": "ready", …}   a worker: model facts; the others: nothing more
+    worker, vectors ──► supervisor   {"say": "relink", "epoch"}   its pipe of this epoch broke (EOF, garbage): make a
+                               new one
+    dispatcher ──► supervisor  {"say": "relink vectors", "epoch"}   the same, said by the other end
+    vectors ──► supervisor     {"say": "trouble", "problem"}   it serves, but not well (its store is away); "": over
     child ──► supervisor       {"say": "failed", "error": {…}, "permanent": bool}   before it exits at boot
 
 Both ends of every pipe travel this way, to the older and to the younger process alike; the supervisor closes its

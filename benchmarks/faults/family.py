@@ -35,6 +35,8 @@ drain_s = 3.0
 restart_limit = 1000
 [redis]
 appendfsync = "{appendfsync}"
+[cache]
+enabled = false
 [queue]
 lease_s = 3.0
 result_ttl_s = 86400

@@ -35,6 +35,8 @@ state_dir = "{folder}/s"
 models_dir = "{models}"
 [redis]
 appendfsync = "{appendfsync}"
+[cache]
+enabled = false
 [models.m]
 {model}
 [tiers.fast]

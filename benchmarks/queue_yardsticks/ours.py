@@ -25,6 +25,9 @@ url = "{url}"
 [log]
 level = "warning"
 
+[cache]
+enabled = false
+
 [models.echo]
 engine = "echo"
 

@@ -34,7 +34,7 @@ _NOW = _any_of(
     "days? (?:until|left|ago)", "weather (?:in|like|at|for)", "forecast", "will it (?:rain|snow)",
     "is it (?:raining|snowing|sunny|cold|hot|windy|open|down)", "headlines?", "(?:what is|what's|any) (?:the )?news",
     "(?:stock|share|bitcoin|gold|oil|gas) prices?", "exchange rates?", "live scores?", "who is winning",
-    "in stock", "still available", "open now", "near me", "nearby",
+    r"in stock(?=\W*$)", "still available", "open now", "near me", "nearby",
 )  # fmt: skip
 _STATE = (
     "balances?|accounts?|orders?|bills?|invoices?|payments?|subscription|booking|flights?|appointments?|schedule"
@@ -52,7 +52,7 @@ _HOW_TO = re.compile(
 _BEFORE = _any_of(
     "where am i", "who am i", "what did i (?:say|ask|tell|write)", "what have i", "(?:did|have) i (?:just|already)",
     "do you (?:remember|know) (?:me|my|what i)", "remember (?:me|what i)", "what do you know about me",
-    "(?:previous|last|earlier|first) (?:question|message|answer|reply)",
+    "(?:my|our|your|the) (?:previous|last|earlier|first) (?:question|message|answer|reply)",
     r"(?:you|i) (?:just )?(?:said|told|mentioned|asked)(?: \w+)? (?:before|earlier|above)",
 )  # fmt: skip
 _FRESH = _any_of(

@@ -35,6 +35,7 @@ from metamusesd.errors import (
     WaitTimeout,
 )
 from metamusesd.job import TERMINAL, InferenceRequest, Result, body_digest, encode_request, parse_request
+from metamusesd.queues.answers import Recall, Recalled
 from metamusesd.queues.base import Depth, Host, JobEvent, JobView, Position, Queue, Receipt, Submission
 
 SUBMIT_TIMEOUT_S = 30.0
@@ -188,6 +189,22 @@ class Client:
     async def drop(self, id: str) -> str:
         """Forget a dead job: `dropped`, `gone`, or what it is instead of dead."""
         return await self._queue.drop(id) if _ID.fullmatch(id) else "gone"
+
+    async def complain(self, id: str) -> str:
+        """The answer that this job got from a cache was wrong: `noted`; it came from none: `not_cached`; or `gone`."""
+        return await self._queue.complain(id) if _ID.fullmatch(id) else "gone"
+
+    async def recall(self, keys: Sequence[str]) -> Recalled:
+        """The answer of the exact cache under the first of these keys that has one (metamusesd.cache.partition)."""
+        return (await self._queue.recall([Recall("", tuple(keys))]))[0]
+
+    async def forget(self, *, tenant: str = "", muse: str = "", model: str = "", tag: str = "") -> int:
+        """Drop the answers of the exact cache that have all these labels; how many there were."""
+        return await self._queue.forget(tenant=tenant, muse=muse, model=model, tag=tag)
+
+    async def kept(self) -> tuple[int, int]:
+        """Answers in the exact cache, and their bytes."""
+        return await self._queue.kept()
 
     async def _put(self, job: Submission, timeout_s: float) -> Receipt:
         """Submit; if it names our mailbox, from now on what the mailbox says of it counts."""

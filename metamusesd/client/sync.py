@@ -127,6 +127,10 @@ class SyncClient:
         """As Client."""
         return self._call(self._opened.dead(count))
 
+    def complain(self, id: str) -> str:
+        """As Client."""
+        return self._call(self._opened.complain(id))
+
     def revive(self, id: str) -> str:
         """As Client."""
         return self._call(self._opened.revive(id))

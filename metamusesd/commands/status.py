@@ -31,11 +31,13 @@ def status(args: argparse.Namespace) -> int:
 
 
 def frame(answer: dict[str, Any], measured: Rates | None = None) -> list[object]:
-    """Headline, reasons, workers, queues. `measured` replaces the workers' own moving averages."""
+    """Headline, reasons, workers, vectors, queues. `measured` replaces the workers' own moving averages."""
     parts: list[object] = [_headline(answer)]
-    parts += [f"  [yellow]{screen.plain(reason)}[/]" for reason in answer.get("reasons", [])]
-    parts += ["", _workers(answer.get("workers", []), measured), "", _queues(answer.get("queues", {}))]
-    return parts
+    complaints = [*answer.get("reasons", []), *answer.get("degraded", [])]
+    parts += [f"  [yellow]{screen.plain(complaint)}[/]" for complaint in complaints]
+    parts += ["", _workers(answer.get("workers", []), measured)]
+    parts += [_vectors(vectors)] if (vectors := answer.get("vectors")) else []
+    return [*parts, "", _queues(answer.get("queues", {}))]
 
 
 def _headline(answer: dict[str, Any]) -> str:
@@ -83,6 +85,22 @@ def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:
         f"{worker.get('kv_usage', 0):.0%}", screen.size(worker.get("rss_bytes", 0)),
         str(worker.get("generated_tokens", 0)), str(worker.get("restarts", 0)),
     ]  # fmt: skip
+
+
+def _vectors(vectors: dict[str, Any]) -> str:
+    """The semantic cache's process on one line."""
+    state = vectors.get("status", "?")
+    doing = " tending its store" if state == "ready" and vectors.get("tending") else ""
+    parts = [
+        f"vectors {coloured(state)}{doing}",
+        f"pid {vectors.get('pid') or '-'}",
+        f"{vectors.get('entries', 0)} answers",
+        f"{vectors.get('hits', 0)} hits, {vectors.get('misses', 0)} misses, {vectors.get('failures', 0)} failures",
+        f"{vectors.get('text_ms', 0):.1f} ms a text",
+        f"RSS {screen.size(vectors.get('rss_bytes', 0))}",
+        f"{vectors.get('restarts', 0)} restarts",
+    ]
+    return " · ".join(parts)
 
 
 def _queues(queues: dict[str, Any]) -> object:

@@ -16,6 +16,7 @@ from metamusesd.config.options import (
     Queue,
     Redis,
     Tier,
+    missing_embedder,
     missing_models,
 )
 
@@ -36,5 +37,6 @@ __all__ = [
     "Redis",
     "Tier",
     "load",
+    "missing_embedder",
     "missing_models",
 ]

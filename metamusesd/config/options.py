@@ -11,6 +11,7 @@ from metamusesd.tiers import TIERS
 
 EMBEDDED = "embedded"
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDER_FILES = ("model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json")
 
 
 def option(default: Any, help: str, *, least: float | None = None, most: float | None = None,
@@ -349,3 +350,14 @@ def missing_models(config: Config) -> list[str]:
                 "run `metamusesd models fetch` or set daemon.models_dir"
             )
     return lines
+
+
+def missing_embedder(config: Config) -> str:
+    """What is not there of the embedder, and the remedy; empty when all of it is there."""
+    missing = [name for name in EMBEDDER_FILES if not (config.embedder_dir / name).is_file()]
+    if not missing:
+        return ""
+    return (
+        f"{config.embedder_dir} has no {', '.join(missing)}; run `metamusesd models fetch minilm` or name another "
+        "directory in cache.embedder, then restart the daemon"
+    )

@@ -98,9 +98,11 @@ class Coroner:
         return block.read() or {name: block.get(name) for name in WORKER_FIELDS}
 
     def _worked(self, slot: Slot, row: Mapping[str, int]) -> bool:
-        """This process was given work (a worker), settled some (the dispatcher), answered (Redis)."""
+        """This process was given work (a worker), settled some (the dispatcher), answered (vectors, Redis)."""
         if slot.spec.kind is Kind.WORKER:
             return self._owed(slot) > 0 or row["jobs"] > 0 or row["generated_tokens"] > 0
+        if slot.spec.kind is Kind.VECTORS:
+            return self._board.vectors.get("done") > 0
         return slot.spec.kind is Kind.REDIS or self._board.dispatcher.get("settled") > 0
 
     def _owed(self, slot: Slot) -> int:

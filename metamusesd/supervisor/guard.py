@@ -52,6 +52,9 @@ class Guard:
             beat_ns = self._board.dispatcher.get("beat_ns")
             is_up = slot.status is SlotStatus.READY and beat_ns
             return watchdog.dispatcher_sight(beat_ns) if is_up else Sight(Doing.NOTHING)
+        if slot.spec.kind is Kind.VECTORS:
+            is_up = slot.status is SlotStatus.READY
+            return watchdog.vectors_sight(self._board.vectors.read()) if is_up else Sight(Doing.NOTHING)
         fields = self._board.workers[slot.spec.row].read()
         if slot.status is SlotStatus.STARTING and (fields is None or not fields["beat_ns"]):
             return Sight(Doing.NOTHING)  # boot_s is its limit until its model begins to load

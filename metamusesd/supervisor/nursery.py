@@ -46,7 +46,11 @@ class Nursery:
         self.slots = [Slot(spec, board.slots[spec.row] if spec.row >= 0 else None) for spec in specs]
         self.workers = [slot for slot in self.slots if slot.spec.kind is Kind.WORKER]
         self.dispatcher = next(slot for slot in self.slots if slot.spec.kind is Kind.DISPATCHER)
+        self.vectors = next((slot for slot in self.slots if slot.spec.kind is Kind.VECTORS), None)
         self.redis = next((slot for slot in self.slots if slot.spec.kind is Kind.REDIS), None)
+        self.helpers = [
+            slot for slot in self.slots if slot.spec.kind in (Kind.WORKER, Kind.VECTORS)
+        ]  # the dispatcher's
         for slot in self.slots:
             slot.publish()
 

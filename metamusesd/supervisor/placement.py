@@ -71,6 +71,12 @@ def place(config: Config, cores: Cores, model_bytes: Mapping[str, int]) -> Place
     return Placement(workers, tuple(_line(demand) for demand in demands))
 
 
+def model_sizes(config: Config) -> dict[str, int]:
+    """Bytes of every model file that is there, by model name."""
+    paths = {name: config.model_path(model) for name, model in config.models.items() if model.file}
+    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+
+
 class _Pool:
     """The cores that nobody has yet."""
 

@@ -17,6 +17,7 @@ from metamusesd import __version__
 from metamusesd.board import QUEUES, Board, RedisTrouble, SlotStatus, WorkerState, rates
 from metamusesd.config import EMBEDDED, Config
 from metamusesd.metrics import MetricsPage, expose
+from metamusesd.supervisor import semantic
 from metamusesd.supervisor.health import Answer
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import Kind
@@ -36,6 +37,7 @@ class Reporter:
     started_s: float
     phase: str = "starting"  # of the daemon: starting, running, draining, stopping
     placement: tuple[str, ...] = ()
+    missing: str = ""  # why there is no semantic cache
     patience_s: Callable[[Slot], float] = lambda _slot: 0.0
 
     def answer(self, path: str) -> Answer | None:
@@ -64,6 +66,11 @@ class Reporter:
             found.append("no worker is ready")
         return found
 
+    def degraded(self) -> list[str]:
+        """What is off, though work is taken and done; empty when nothing is."""
+        limitation = semantic.limitation(next(iter(self._of(Kind.VECTORS)), None), self.missing)
+        return [limitation] if limitation else []
+
     def status(self) -> dict[str, Any]:
         """The whole picture, for `metamusesd status` and `top`."""
         return {
@@ -72,9 +79,11 @@ class Reporter:
             "uptime_s": round(time.monotonic() - self.started_s, 1),
             "state": self._state(),
             "reasons": self.reasons(),
+            "degraded": self.degraded(),
             "config": self.config.source,
             "redis": self._redis(),
             "dispatcher": self._dispatcher(),
+            "vectors": self._vectors(),
             "workers": [self._worker(slot) for slot in self._of(Kind.WORKER)],
             "queues": self._queues(),
             "placement": list(self.placement),
@@ -152,6 +161,20 @@ class Reporter:
             "loop_lag_ms": round(fields.get("loop_lag_ns", 0) / 1e6, 3),
         }
 
+    def _vectors(self) -> dict[str, Any] | None:
+        """None: there is none."""
+        for slot in self._of(Kind.VECTORS):
+            fields = self.board.vectors.read() or {}
+            age_s = (time.monotonic_ns() - fields["beat_ns"]) / NS if fields.get("beat_ns") else None
+            return _life(slot) | {
+                "beat_age_s": None if age_s is None else round(max(0.0, age_s), 3),
+                "stale": age_s is None or age_s > STALE_S,
+                "tending": bool(fields.get("tending_ns", 0)),
+                "text_ms": round(fields.get("text_ns", 0) / 1e6, 2),
+                "patience_s": round(self.patience_s(slot), 1),
+            } | {name: fields.get(name, 0) for name in VECTORS_SHOWN}  # fmt: skip
+        return None
+
     def _worker(self, slot: Slot) -> dict[str, Any]:
         spec = slot.spec.worker
         assert spec is not None
@@ -217,6 +240,9 @@ class Reporter:
         yield expose(
             "redis_up", "gauge", "1: the dispatcher reaches Redis.", [({}, float(status["dispatcher"]["redis_ok"]))]
         )
+        vectors = status["vectors"] or {}
+        yield expose("vectors_up", "gauge", "1: the semantic cache serves.", [({}, float(_serves(status)))])
+        yield expose("vectors_entries", "gauge", "Answers in the semantic cache.", [({}, vectors.get("entries", 0))])
         yield expose("ready", "gauge", "1: /readyz says 200.", [({}, float(not status["reasons"]))])
 
 
@@ -231,6 +257,7 @@ TROUBLES = {
     RedisTrouble.POLICY: "redis would lose jobs: its maxmemory-policy or its version is refused",
     RedisTrouble.FAULT: "a queue script fails on a key of a wrong type",
 }
+VECTORS_SHOWN = ("asked", "done", "hits", "misses", "failures", "entries", "rss_bytes")
 WORKER_GAUGES = (
     ("num_requests_running", "Sequences that generate now.", "slots_used"),
     ("num_requests_preempted", "Sequences that yield to higher classes.", "preempted"),
@@ -242,6 +269,10 @@ WORKER_GAUGES = (
     ("worker_rss_bytes", "Resident memory.", "rss_bytes"),
     ("worker_private_bytes", "Resident memory that it shares with nobody.", "private_bytes"),
 )
+
+
+def _serves(status: dict[str, Any]) -> bool:
+    return status["vectors"] is not None and not status["degraded"]
 
 
 def _life(slot: Slot) -> dict[str, Any]:

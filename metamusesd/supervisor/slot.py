@@ -16,11 +16,12 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from metamusesd.board import Block, SlotStatus
-from metamusesd.control import EXIT_BAD_CONFIG
+from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.supervisor.restart import Died
 from metamusesd.supervisor.spec import ChildSpec
 
@@ -63,7 +64,7 @@ class Slot:
     was_stopped: bool = False  # a signal had stopped it when it was found hung: whoever sent it is to blame
     private_bytes: int = 0  # as last measured, workers only
     hung: str = ""  # why the watchdog killed it
-    trouble: str = ""  # why it cannot be started, as last logged
+    trouble: str = ""  # why it cannot be started, as last logged; vectors: why it serves, but not well
     was_ready: bool = False  # this process
     ever_ready: bool = False  # any process of this slot
     boot_deaths: int = 0
@@ -93,6 +94,7 @@ class Slot:
         self.was_ready = self.permanent = self.recycling = self.we_killed = self.was_stopped = False
         self.ready_s = self.retire_s = 0.0
         self.private_bytes = 0
+        self.trouble = ""
         self.move("start")
 
     def ready(self) -> None:
@@ -149,6 +151,13 @@ class Slot:
             since_ns=int(self.since_s * 1e9),
             last_exit=last_exit,
         )
+
+
+def exit_code_of(slots: Sequence[Slot]) -> int:
+    """The daemon's, when these were given up: a mistake that stays, a start that failed, or a death."""
+    if all(slot.permanent for slot in slots):
+        return EXIT_BAD_CONFIG
+    return EXIT_DIED if any(slot.ever_ready for slot in slots) else EXIT_BOOT
 
 
 def exit_text(code: int | None) -> str:

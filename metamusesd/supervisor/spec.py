@@ -8,16 +8,23 @@ from dataclasses import dataclass
 
 from metamusesd.control import WorkerSpec
 
-DISPATCHER_ENTRY = "metamusesd.dispatcher.boot"
-WORKER_ENTRY = "metamusesd.worker.boot"
-
 
 class Kind(enum.Enum):
     """What a child does for a living."""
 
     REDIS = "redis"
     DISPATCHER = "dispatcher"
+    VECTORS = "vectors"
     WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The modules that are our children's lives."""
+
+    dispatcher_entry: str = "metamusesd.dispatcher.boot"
+    vectors_entry: str = "metamusesd.vectors.boot"
+    worker_entry: str = "metamusesd.worker.boot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +38,11 @@ class ChildSpec:
     worker: WorkerSpec | None = None
 
 
-def child_specs(
-    workers: Sequence[WorkerSpec],
-    *,
-    redis: bool,
-    dispatcher_entry: str = DISPATCHER_ENTRY,
-    worker_entry: str = WORKER_ENTRY,
-) -> list[ChildSpec]:
+def child_specs(workers: Sequence[WorkerSpec], entries: Entries, *, redis: bool, vectors: bool) -> list[ChildSpec]:
     """Everybody, in the order of their start."""
     specs = [ChildSpec("redis", Kind.REDIS)] if redis else []
-    specs.append(ChildSpec("dispatcher", Kind.DISPATCHER, dispatcher_entry))
-    specs += [ChildSpec(worker.name, Kind.WORKER, worker_entry, row, worker) for row, worker in enumerate(workers)]
+    specs.append(ChildSpec("dispatcher", Kind.DISPATCHER, entries.dispatcher_entry))
+    specs += [ChildSpec("vectors", Kind.VECTORS, entries.vectors_entry)] if vectors else []
+    for row, worker in enumerate(workers):
+        specs.append(ChildSpec(worker.name, Kind.WORKER, entries.worker_entry, row, worker))
     return specs

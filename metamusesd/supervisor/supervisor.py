@@ -24,7 +24,7 @@ from metamusesd.config import Config, missing_models
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
 from metamusesd.log import get_logger
-from metamusesd.supervisor import redis_server, restart
+from metamusesd.supervisor import redis_server, restart, semantic
 from metamusesd.supervisor.coroner import Coroner
 from metamusesd.supervisor.cpus import usable_cores
 from metamusesd.supervisor.evidence import Evidence
@@ -33,13 +33,13 @@ from metamusesd.supervisor.health import Answer, HealthServer
 from metamusesd.supervisor.herald import Herald
 from metamusesd.supervisor.links import Links, part
 from metamusesd.supervisor.nursery import Nursery
-from metamusesd.supervisor.placement import Placement, place
+from metamusesd.supervisor.placement import Placement, model_sizes, place
 from metamusesd.supervisor.proc import kernel_sight
 from metamusesd.supervisor.recycle import Recycling
 from metamusesd.supervisor.report import Reporter
 from metamusesd.supervisor.signals import Signals
-from metamusesd.supervisor.slot import Slot
-from metamusesd.supervisor.spec import DISPATCHER_ENTRY, WORKER_ENTRY, Kind, child_specs
+from metamusesd.supervisor.slot import Slot, exit_code_of
+from metamusesd.supervisor.spec import Entries, Kind, child_specs
 from metamusesd.supervisor.state_dir import Home, open_home
 from metamusesd.supervisor.systemd import Notifier
 
@@ -60,15 +60,16 @@ class Phase(enum.Enum):
     CLOSING = "closing"
 
 
-def run(config: Config, *, dispatcher_entry: str = DISPATCHER_ENTRY, worker_entry: str = WORKER_ENTRY) -> int:
-    """Be the daemon until it ends; returns the exit code. Call it on the main thread, without other threads."""
+def run(config: Config, **entries: str) -> int:
+    """Be the daemon until it ends; returns the exit code. Call it on the main thread, without other threads. `entries`:
+    other modules than spec.Entries', for tests."""
     log = get_logger("supervisor")
     try:
         if missing := missing_models(config):
             raise ConfigError(missing)
         placement = place(config, usable_cores(), model_sizes(config))
         home = open_home(config)
-        supervisor = Supervisor(config, placement, home, dispatcher_entry=dispatcher_entry, worker_entry=worker_entry)
+        supervisor = Supervisor(config, placement, home, Entries(**entries))
     except ConfigError as error:
         for mistake in error.mistakes:
             log.error(mistake)
@@ -79,32 +80,24 @@ def run(config: Config, *, dispatcher_entry: str = DISPATCHER_ENTRY, worker_entr
     return supervisor.run()
 
 
-def model_sizes(config: Config) -> dict[str, int]:
-    """Bytes of every model file that is there, by model name."""
-    paths = {name: config.model_path(model) for name, model in config.models.items() if model.file}
-    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
-
-
 class Supervisor:
     """The parent. `run` once."""
 
-    def __init__(
-        self, config: Config, placement: Placement, home: Home, *, dispatcher_entry: str, worker_entry: str
-    ) -> None:
+    def __init__(self, config: Config, placement: Placement, home: Home, entries: Entries) -> None:
         self._config, self._home = config, home
         self._log = get_logger("supervisor")
         self._selector = selectors.DefaultSelector()
         self._signals, self._notifier, self._links = Signals(), Notifier(), Links()
         self._board = Board(len(placement.workers))
         program = redis_server.program_for(config)
-        specs = child_specs(
-            placement.workers, redis=program is not None, dispatcher_entry=dispatcher_entry, worker_entry=worker_entry
-        )
+        missing = semantic.what_is_missing(config)
+        has_vectors = semantic.is_wanted(config) and not missing
+        specs = child_specs(placement.workers, entries, redis=program is not None, vectors=has_vectors)
         self._nursery = Nursery(
             config, self._board, specs, home.instance, program, self._selector, self._heard, self._log
         )
         self._reporter = Reporter(
-            config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons
+            config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons, missing=missing
         )
         self._guard = Guard(self._board, config.daemon)
         self._reporter.patience_s = self._guard.patience_s
@@ -209,9 +202,7 @@ class Supervisor:
 
     def _join_pairs(self) -> None:
         if self._phase is Phase.RUNNING:
-            for worker in self._nursery.workers:
-                if worker.epoch == 0 and not worker.recycling:
-                    self._links.join(worker, self._nursery.dispatcher)
+            self._links.join_all(self._nursery)
 
     def _insist(self) -> None:
         now_s = time.monotonic()
@@ -229,8 +220,8 @@ class Supervisor:
             self._start_the_due()
         if self._phase is Phase.DRAINING and not nursery.dispatcher.pid:
             self._enter(Phase.STOPPING)
-            self._ask_to_leave(nursery.workers, self._config.daemon.stop_s)
-        if self._phase is Phase.STOPPING and not any(worker.pid for worker in nursery.workers):
+            self._ask_to_leave(nursery.helpers, self._config.daemon.stop_s)
+        if self._phase is Phase.STOPPING and not any(slot.pid for slot in nursery.helpers):
             self._enter(Phase.CLOSING)
             self._ask_to_leave([redis] if redis else [], REDIS_STOP_S)
         if self._phase is Phase.CLOSING and not (redis and redis.pid):
@@ -257,7 +248,8 @@ class Supervisor:
             self._log.info("started", child=slot.name, pid=slot.pid, generation=slot.generation)
             return
         slot.due_s = now_s + RETRY_S
-        if now_s - slot.since_s > self._config.daemon.boot_s and not slot.ever_ready:
+        needed = slot.spec.kind is not Kind.VECTORS and not slot.ever_ready
+        if needed and now_s - slot.since_s > self._config.daemon.boot_s:
             self._log.error("a child could not be started in time", child=slot.name)
             self._stop(EXIT_BOOT, 0.0)
 
@@ -270,11 +262,20 @@ class Supervisor:
             error = message.get("error")
             slot.last_error = error if isinstance(error, dict) else {"message": str(error)}
             slot.permanent = message.get("permanent") is True
-        elif message.get("say") == "relink" and message.get("epoch") == slot.epoch:
-            slot.epoch = 0  # the next turn of the loop makes a new pipe; a stale wish names an older epoch
-            self._recycling.parted(slot)
+        elif message.get("say") == "relink":
+            self._relink(slot, message.get("epoch"))
+        elif message.get("say") == "relink vectors" and self._nursery.vectors is not None:
+            self._relink(self._nursery.vectors, message.get("epoch"))
+        elif message.get("say") == "trouble" and slot.spec.kind is Kind.VECTORS:
+            slot.trouble = str(message.get("problem", ""))
         elif message.get("say") == "retired":
             self._recycling.retired(message.get("row"), message.get("epoch"))
+
+    def _relink(self, slot: Slot, epoch: object) -> None:
+        """The next turn of the loop makes a new pipe. A stale wish names an older epoch."""
+        if epoch == slot.epoch:
+            slot.epoch = 0
+            self._recycling.parted(slot)
 
     def _bury(self, slot: Slot, wait_status: int) -> None:
         pid, epoch, death = slot.pid, slot.epoch, self._coroner.examine(slot, wait_status)
@@ -285,6 +286,8 @@ class Supervisor:
         if slot.spec.kind is Kind.WORKER:
             self._board.workers[slot.spec.row].clear()  # its writer is dead; nobody else may
             part(slot, self._nursery.dispatcher, epoch, pid, death)
+        elif slot.spec.kind is Kind.VECTORS:
+            self._board.vectors.clear()  # EOF tells the dispatcher
         elif slot.spec.kind is Kind.DISPATCHER:
             self._part_all()
         facts = {"child": slot.name, "pid": pid} | death.facts() | ({"said": said} if said else {})
@@ -301,6 +304,8 @@ class Supervisor:
     def _part_all(self) -> None:
         """The dispatcher died: what it wrote is cleared, and no worker owes it anything."""
         self._board.dispatcher.clear()
+        if self._nursery.vectors is not None:
+            self._nursery.vectors.epoch = 0
         for worker in self._nursery.workers:
             worker.epoch = 0
             self._board.reset_frames_sent(worker.spec.row)
@@ -325,9 +330,11 @@ class Supervisor:
             return
         slot.move("given up")
         self._log.error("child given up", **facts, because=verdict.reason)
+        if slot.spec.kind is Kind.VECTORS and not semantic.refuses_to_start(slot):
+            return  # the daemon goes on without it
         doomed = self._nursery.workers if slot.spec.kind is Kind.WORKER else [slot]
         if all(each.status is SlotStatus.FAILED for each in doomed):
-            self._stop(_verdict(doomed), 0.0)
+            self._stop(exit_code_of(doomed), 0.0)
 
     def _abort(self, slot: Slot, reason: str) -> None:
         """The child is hung: let it print its stacks, then kill it. A stopped one could print them only if it went on,
@@ -338,7 +345,7 @@ class Supervisor:
         slot.kill(signal.SIGKILL if slot.was_stopped else signal.SIGABRT, ABORT_S)
 
     def _stop(self, code: int, within_s: float) -> None:
-        """Begin the end. The dispatcher goes first, then the workers, Redis last."""
+        """Begin the end. The dispatcher goes first, then the workers and vectors, Redis last."""
         if self._phase not in (Phase.STARTING, Phase.RUNNING):
             return
         self._code = code
@@ -379,6 +386,8 @@ class Supervisor:
         self._log.info("starting", config=self._config.source, **where)
         for reason in self._reporter.placement:
             self._log.info(reason)
+        if self._reporter.missing:
+            self._log.warning(self._reporter.degraded()[0])
 
     def _answer(self, path: str) -> Answer | None:
         """Health. Whatever the board says, this must not end the supervisor."""
@@ -387,10 +396,3 @@ class Supervisor:
         except Exception as error:
             self._log.error("health could not be told", path=path, problem=repr(error))
             return Answer(500, '{"error": "internal error"}\n')
-
-
-def _verdict(slots: Sequence[Slot]) -> int:
-    """The exit code when these were given up: a mistake that stays, a start that failed, or a death."""
-    if all(slot.permanent for slot in slots):
-        return EXIT_BAD_CONFIG
-    return EXIT_DIED if any(slot.ever_ready for slot in slots) else EXIT_BOOT

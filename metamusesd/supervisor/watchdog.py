@@ -6,6 +6,10 @@ the child does:
     loading    its heartbeat, for at most boot_s        preparing, idle    its heartbeat
     prefill, decode   its steps                         taking jobs        it reads the frames that were sent to it,
                                                                            and makes the first step with them
+    serving           its heartbeat (the dispatcher, and vectors that owes nothing)
+    answering         the oldest question of vectors is another one than before
+    tending           the end of the store's maintenance, which may hold the interpreter: BUSY times hang_s, and as long
+                      as it uses the CPU TENDING_S
 
 Patience is learnt from the child itself: MANY of its usual steps (MANY_BEATS of its heartbeats), or FEW of its slowest
 ones of late, and never less than `least_s`. While nothing is learnt it is `hang_s`, and only steps that are themselves
@@ -26,6 +30,7 @@ MANY, FEW, MANY_BEATS = 20, 4, 8
 FEWEST_BEATS = 3  # however short hang_s is: a heartbeat may be late
 IDLE_BEAT_S = 1.0  # of a worker that has nothing to do (worker.IDLE_S)
 BUSY = 4
+TENDING_S = 1800.0
 LEARNT_STEPS, LEARNT_BEATS = 8, 3
 FOLLOW = 0.2  # how fast the usual step follows
 FADE = 0.998  # how fast the slowest one is forgotten, a look with progress
@@ -56,7 +61,9 @@ class Doing(enum.Enum):
     TAKING = "taking jobs"
     IDLE = "idle"
     UNREADABLE = "unreadable"  # its writer stands still in the middle of a write
-    SERVING = "serving"  # the dispatcher
+    SERVING = "serving"
+    ANSWERING = "answering"
+    TENDING = "tending its store"
 
 
 STEPPING = (Doing.PREFILL, Doing.DECODE)
@@ -133,6 +140,8 @@ def limit_s(watch: Watch, patience: Patience) -> float:
     quiet_s = _quiet_s(watch, patience)
     if not is_busy(watch):
         return quiet_s
+    if watch.last.doing is Doing.TENDING:
+        return max(TENDING_S, quiet_s)
     return max(patience.hang_s, quiet_s if watch.last.doing is Doing.SERVING else BUSY * quiet_s)
 
 
@@ -167,6 +176,17 @@ def dispatcher_sight(beat_ns: int) -> Sight:
     return Sight(Doing.SERVING, (beat_ns,), at_ns=beat_ns)
 
 
+def vectors_sight(fields: Mapping[str, int] | None) -> Sight:
+    """The block of vectors as a sight. While its store is tended it may be unable to say anything."""
+    if fields is None:
+        return Sight(Doing.UNREADABLE)
+    for doing, since_ns in ((Doing.TENDING, fields["tending_ns"]), (Doing.ANSWERING, fields["oldest_ns"])):
+        if since_ns:
+            return Sight(doing, (since_ns,))
+    beat_ns = fields["beat_ns"]
+    return Sight(Doing.SERVING, (beat_ns,), at_ns=beat_ns) if beat_ns else Sight(Doing.NOTHING)
+
+
 def _doing(fields: Mapping[str, int], frames_owed: int) -> Doing:
     if fields["state"] == WorkerState.LOADING:
         return Doing.LOADING if fields["beat_ns"] else Doing.NOTHING
@@ -193,6 +213,8 @@ def _moved(before: Sight, now: Sight) -> bool:
 def _quiet_s(watch: Watch, patience: Patience) -> float:
     """The limit for a child that uses no CPU. What is unread is owed a heartbeat and a step."""
     doing, floor_s = watch.last.doing, min(patience.least_s, patience.hang_s)
+    if doing is Doing.TENDING:
+        return BUSY * patience.hang_s
     if doing is Doing.TAKING:
         paces = [watch.paces[each] for each in STEPPING if each in watch.paces]
         explained_s = max((_explained_s(pace, MANY, LEARNT_STEPS) for pace in paces), default=0.0)

@@ -31,6 +31,8 @@ drain_s = {drain_s}
 restart_limit = 20
 [redis]
 appendfsync = "always"
+[cache]
+enabled = false
 [queue]
 lease_s = 3.0
 [models.echo]

@@ -27,6 +27,8 @@ backoff_s = 0.01
 restart_limit = 20
 [redis]
 url = "redis://{redis}:6379/0"
+[cache]
+enabled = false
 [queue]
 lease_s = 3.0
 strand_s = {strand_s}

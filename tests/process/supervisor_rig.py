@@ -52,7 +52,7 @@ class Daemon:
         self.overrides = {
             "daemon.state_dir": str(directory), "daemon.stop_s": "1.0", "daemon.drain_s": "5.0",
             "daemon.backoff_s": "0.02", "models.smollm2.engine": "echo", "tiers.fast.workers": "2",
-            "redis.url": "redis://127.0.0.1:1/0",
+            "redis.url": "redis://127.0.0.1:1/0", "cache.semantic": "false",
         }  # fmt: skip
         self.overrides |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
         self.environ = {**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})}

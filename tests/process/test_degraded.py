@@ -25,6 +25,8 @@ hang_s = 2.0
 backoff_s = 0.01
 [redis]
 url = "{url}"
+[cache]
+enabled = false
 [queue]
 lease_s = 3.0
 [models.echo]

@@ -185,3 +185,13 @@ def test_what_the_kernel_says_of_a_process(tmp_path):
     assert 0 < proc.private_bytes(os.getpid()) < 1 << 40
     assert proc.kernel_sight(4711, tmp_path) == proc.Kernel()
     assert proc.private_bytes(4711, tmp_path) == 0
+
+
+def test_vectors_that_has_answered_has_worked(board, coroner):
+    """A crash of vectors under questions is explained by them and costs it no budget; one out of nothing does."""
+    slot = Slot(ChildSpec("vectors", Kind.VECTORS))
+    slot.started(0, None)  # no process: nothing is ever signalled
+    slot.ready()
+    assert not coroner.examine(slot, signal.SIGSEGV).explained
+    board.vectors.write(done=1)
+    assert coroner.examine(slot, signal.SIGSEGV).explained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,3 +91,50 @@ def test_a_death_is_told_with_its_evidence(family):
     }  # fmt: skip
     told = {"do": "unlink", "row": 0, "epoch": 3, "exit": -6, "hung": True, "killed": False, "evidence": evidence}
     assert control.receive(dispatchers_end) == (told, None)
+
+
+@pytest.fixture
+def vectors():
+    """A vectors process that is starting, with its control channel."""
+    slot = Slot(ChildSpec("vectors", Kind.VECTORS))
+    ours, theirs = control.pair()
+    theirs.setblocking(False)
+    slot.started(0, ours)  # no process: nothing is ever signalled
+    with ours, theirs:
+        yield slot, theirs
+
+
+def test_vectors_gets_its_pipe_when_it_is_ready(family, vectors):
+    """Not before: nobody shall wait for its answers. Then both hear of one epoch, once."""
+    _, dispatcher, _, dispatchers_end = family
+    slot, vectors_end = vectors
+    nursery = SimpleNamespace(workers=[], dispatcher=dispatcher, vectors=slot)
+    links = Links()
+    links.join_all(nursery)
+    assert slot.epoch == 0
+    slot.ready()
+    for _ in range(2):
+        links.join_all(nursery)
+    (told, fd), (told_dispatcher, other_fd) = control.receive(vectors_end), control.receive(dispatchers_end)
+    assert told == told_dispatcher == {"do": "vectors", "epoch": 1}
+    os.write(fd, b"hello")
+    assert os.read(other_fd, 10) == b"hello"
+    for each in (fd, other_fd):
+        os.close(each)
+    with pytest.raises(BlockingIOError):
+        control.receive(vectors_end)
+
+
+def test_a_worker_gets_its_pipe_while_it_loads_and_none_while_it_is_recycled(family):
+    """Its pipe waits for it."""
+    worker, dispatcher, workers_end, dispatchers_end = family
+    nursery = SimpleNamespace(workers=[worker], dispatcher=dispatcher, vectors=None)
+    links = Links()
+    worker.recycling = True
+    links.join_all(nursery)
+    assert worker.epoch == 0
+    worker.recycling = False
+    links.join_all(nursery)
+    assert worker.epoch == 1
+    for end in (workers_end, dispatchers_end):
+        os.close(control.receive(end)[1])

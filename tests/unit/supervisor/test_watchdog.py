@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from metamusesd.board import WORKER_FIELDS, WorkerState
+from metamusesd.board import VECTORS_FIELDS, WORKER_FIELDS, WorkerState
 from metamusesd.supervisor.watchdog import (
     BUSY,
     STEP_S_MOST,
+    TENDING_S,
     Doing,
     Patience,
     Sight,
@@ -19,6 +20,7 @@ from metamusesd.supervisor.watchdog import (
     dispatcher_sight,
     limit_s,
     look,
+    vectors_sight,
     verdict,
     worker_sight,
 )
@@ -216,3 +218,40 @@ def test_an_absurd_figure_on_the_board_is_bounded():
     """A step time of centuries makes nobody immortal."""
     sight = worker_sight(row(state=WorkerState.DECODE, slots_used=1, step_ns=2**63), 0)
     assert sight.step_s == STEP_S_MOST
+
+
+def vectors(**fields: int) -> Sight:
+    return vectors_sight(dict.fromkeys(VECTORS_FIELDS, 0) | fields)
+
+
+def test_what_the_block_of_vectors_shows():
+    """Maintenance before questions, questions before the heartbeat, nothing before the first one."""
+    assert vectors_sight(None).doing is Doing.UNREADABLE
+    assert vectors().doing is Doing.NOTHING
+    assert vectors(beat_ns=5).doing is Doing.SERVING
+    assert vectors(beat_ns=5, oldest_ns=3).doing is Doing.ANSWERING
+    assert vectors(beat_ns=5, oldest_ns=3, tending_ns=4).doing is Doing.TENDING
+
+
+def test_a_question_that_never_ends_is_a_hang_though_the_heart_beats():
+    """The oldest question is the same for hang_s; one that is followed by others is none."""
+    stuck = [(1000 + tick * TICK_S, vectors(beat_ns=tick, oldest_ns=7)) for tick in range(130)]
+    served = [(1000 + tick * TICK_S, vectors(beat_ns=tick, oldest_ns=tick // 40 + 1)) for tick in range(400)]
+    assert verdict(end_of(stuck), PATIENCE)
+    assert not any(verdict(watch, PATIENCE) for _, watch in watching(served))
+
+
+def test_vectors_that_is_stopped_has_the_least_patience_whatever_it_was_at():
+    """Also in the middle of its maintenance."""
+    for fields in ({}, {"oldest_ns": 3}, {"tending_ns": 3}):
+        watch = look(Watch(), vectors(beat_ns=5, **fields), 1000.0)
+        assert hung_after_s(watch, replace(watch.last, stopped=True)) == pytest.approx(5, abs=1)
+
+
+def test_maintenance_may_compute_for_long_and_stand_still_for_a_while():
+    """Minutes of silence with the CPU in use are work; four times hang_s without it are a hang."""
+    watch = look(Watch(), vectors(beat_ns=5, tending_ns=3), 1000.0)
+    assert limit_s(watch, PATIENCE) == BUSY * 30
+    busy = replace(watch, idle_s=600.0, last=replace(watch.last, cpu_s=600.0))
+    assert limit_s(busy, PATIENCE) == TENDING_S
+    assert not verdict(busy, PATIENCE)

@@ -1,0 +1,205 @@
+"""Stage 4 · vectors process · what makes two questions two: each check names one kind of contradiction.
+
+A check gets both readings and what was left when their words were paired off (pairing.py). It returns its reason, or
+nothing; on the way it may raise the score that the pair needs (`Difference.weaken`). The first reason is the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from metamusesd.cache import lexicon
+from metamusesd.cache.frames import akin
+from metamusesd.cache.order import reordered
+from metamusesd.cache.pairing import NARROW, Difference, leftover
+from metamusesd.cache.reading import ANYONE, ARTICLES, FILLERS, HELPERS, Reading
+
+
+def _numbers(one: Reading, other: Reading, left: Difference) -> str:
+    """A number that the other question does not know. One that it merely says once more is no contradiction."""
+    mine, theirs = (
+        [unit.raw for unit in side if unit.number and all(unit.word != known.word for known in facing.units)]
+        for side, facing in ((left.mine, other), (left.theirs, one))
+    )
+    return f"number: {'+'.join(mine) or '-'}/{'+'.join(theirs) or '-'}" if mine or theirs else ""
+
+
+def _frames(one: Reading, other: Reading, left: Difference) -> str:
+    return "" if akin(one.frame, other.frame) else f"question: {one.frame}/{other.frame}"
+
+
+_PAST, _FUTURE = frozenset(("did", "was", "were", "had")), frozenset(("will", "shall", "would"))
+_PRESENT = frozenset(("is", "are", "do", "does"))
+_TIMELESS = frozenset(("ever", "have", "has", "been", "by"))
+
+
+def _tense(one: Reading, other: Reading, left: Difference) -> str:
+    """What was is not what is or will be; asked of somebody's own life ("you") people mix them freely."""
+    mine, theirs = (reading.lights | frozenset(reading.ends) for reading in (one, other))
+    for a, b in ((mine, theirs), (theirs, mine)):
+        if a & _PAST and b & _FUTURE and not a & _FUTURE and not b & _PAST:
+            return "tense: past/future"
+        if a & _PAST and b & _PRESENT and not a & (_PRESENT | _FUTURE) and not b & _PAST:
+            return "" if one.people or other.people or (a | b) & _TIMELESS else "tense: past/present"
+    return ""
+
+
+def _joints(one: Reading, other: Reading, left: Difference) -> str:
+    for a, b in ((one, other), (other, one)):
+        if "and" in a.lights - b.lights and "or" in b.lights - a.lights:
+            return "and/or"
+    return ""
+
+
+def _people(one: Reading, other: Reading, left: Difference) -> str:
+    """Mine is not yours, unless the question is how anybody does it; and I of you is not you of me."""
+    if one.people == other.people:
+        return ""
+    mine, theirs = set(one.people), set(other.people)
+    if len(mine) == len(theirs) == 2:
+        return "person: who does it to whom" if _unstuttered(one.people) != _unstuttered(other.people) else ""
+    if one.frame == other.frame and one.frame in _ANYBODY and len(mine) < 2 and len(theirs) < 2:
+        return ""
+    if mine != theirs:
+        left.weaken(0.92, "person")
+    if one.frame in _WHAT and len(mine) + len(theirs) == 1 and (one.lights ^ other.lights) & ANYONE:
+        return "person: you or anybody"
+    if len(mine) == len(theirs) == 1 and mine != theirs:
+        return "person: I/you"
+    return (
+        "person: your" if "your" in one.lights ^ other.lights and not (mine and theirs) and one.frame in _WHAT else ""
+    )
+
+
+_ANYBODY = frozenset(("@howto", "@can", "@where", "@when", "@how", "@howmuch", "@should"))
+_WHAT = frozenset(("@what", "@who", "@is"))
+
+
+def _unstuttered(people: tuple[str, ...]) -> list[str]:
+    return [who for i, who in enumerate(people) if not i or people[i - 1] != who]
+
+
+def _turned(one: Reading, other: Reading, left: Difference) -> str:
+    turns = len(left.negations) + len(left.opposites)
+    if turns == 2 and left.opposites and (left.negations or _measured(left)):
+        left.reasons.append("turned twice")
+        return ""
+    if left.opposites:
+        return f"antonym: {left.opposites[0][0]}/{left.opposites[0][1]}"
+    return f"negation: {left.negations[0]}" if left.negations else ""
+
+
+def _measured(left: Difference) -> bool:
+    return any({"more", "most"} & set(pair) for pair in left.opposites)
+
+
+def _names(one: Reading, other: Reading, left: Difference) -> str:
+    named = [unit.raw for unit in (*left.mine, *left.theirs) if unit.name]
+    if named:
+        return f"name: {named[0]}"
+    for a, b in leftover(left):
+        strange = [
+            u.raw for u in (a, b) if u.raw not in lexicon.KNOWN and u.word not in lexicon.KNOWN and "_" not in u.raw
+        ]
+        if strange:
+            return f"unknown word: {a.raw}/{b.raw}"
+    return ""
+
+
+def _kinds(one: Reading, other: Reading, left: Difference) -> str:
+    for a, b in leftover(left):
+        kind = lexicon.kind_shared(a.word, b.word)
+        if kind:
+            return f"{kind}: {a.word}/{b.word}"
+    return ""
+
+
+_DECISIVE = lexicon.WORDS["decisive"]
+
+
+LIGHTEST = ARTICLES | HELPERS | FILLERS
+_ASIDES = lexicon.WORDS["asides"]
+
+
+def _restricted(one: Reading, other: Reading, left: Difference) -> str:
+    """A word that only one side has, where one word decides."""
+    words = [unit.word for unit in (*left.mine, *left.theirs)]
+    decisive = [word for word in words if word in _DECISIVE]
+    if decisive:
+        return f"decisive word: {decisive[0]}"
+    if NARROW & {one.frame, other.frame} and set(words) - _POINTING:
+        return f"modifier: {words[0]}"
+    if (one.strict or other.strict) and _narrow(words, one, other):
+        return f"{one.strict or other.strict} differs"
+    mine, theirs = ([unit.word for unit in side if unit.word not in _ASIDES] for side in (left.mine, left.theirs))
+    crowded = len(mine) + len(theirs) > 2 or max(len(one.units), len(other.units)) > FEW
+    return f"other words: {mine[0]}/{theirs[0]}" if mine and theirs and crowded else ""
+
+
+def _narrow(words: list[str], one: Reading, other: Reading) -> bool:
+    return bool(words or (one.lights ^ other.lights) - LIGHTEST)
+
+
+FEW = 7  # words that count; with so few, another word in one's place moves the score, and the score may decide
+_POINTING = frozenset(("they", "this", "that", "it"))
+LIGHTEST = ARTICLES | HELPERS | FILLERS
+
+
+_CROSSED = frozenset(
+    (a, b)
+    for a, others in (
+        ("from", "to into for"),
+        ("by", "for about to with"),
+        ("as", "with for"),
+        ("with", "about"),
+        ("about", "for"),
+    )
+    for b in others.split()
+)
+_DANGLING = frozenset(("of", "for", "from", "by", "with", "as"))
+
+
+def _directed(one: Reading, other: Reading, left: Difference) -> str:
+    """To Rome is not from Rome; what it is for is not what it is."""
+    dangling = (set(one.ends[-1:]) ^ set(other.ends[-1:])) & _DANGLING
+    if dangling:
+        return f"direction: {min(dangling)}"
+    for i, j in left.pairs:
+        mine, theirs = set(one.units[i].lead), set(other.units[j].lead)
+        for a, b in _CROSSED:
+            if (a in mine - theirs and b in theirs - mine) or (a in theirs - mine and b in mine - theirs):
+                return f"direction: {a}/{b} {one.units[i].word}"
+    return ""
+
+
+_MUST, _MAY = frozenset(("must", "need", "needs", "have_to")), frozenset(("can", "could", "may", "might"))
+
+
+def _moods(one: Reading, other: Reading, left: Difference) -> str:
+    """What one must is not what one may; what one should is near to it."""
+    if one.frame == "@howto":
+        return ""
+    for a, b in ((one.lights, other.lights), (other.lights, one.lights)):
+        if a & _MUST and b & _MAY and not a & _MAY and not b & _MUST:
+            return "must/may"
+        if "should" in a - b and b & _MAY and not a & _MAY:
+            left.weaken(0.93, "should/can")
+    return ""
+
+
+def _ordered(one: Reading, other: Reading, left: Difference) -> str:
+    pairs = sorted(left.pairs)
+    ranks = {place: rank for rank, place in enumerate(sorted(j for _, j in pairs))}
+    mine, theirs = [one.units[i] for i, _ in pairs], [other.units[j] for j in sorted(ranks)]
+    reason = reordered(mine, theirs, [ranks[j] for _, j in pairs])
+    if not reason:
+        return "order"
+    if reason != "same order":
+        left.reasons.append(reason)
+    return ""
+
+
+Check = Callable[[Reading, Reading, Difference], str]
+CHECKS: tuple[Check, ...] = (
+    _numbers, _frames, _tense, _joints, _people, _turned, _names, _kinds, _restricted, _moods, _directed, _ordered,
+)  # fmt: skip
