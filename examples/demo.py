@@ -3,8 +3,8 @@
     make demo        or        python -m examples.demo
 
 Starts a daemon on its embedded defaults in a directory of its own, submits prompts of mixed classes and muses at once,
-streams one of them, kills the busiest worker with SIGKILL, shows that nothing is lost, and stops the daemon. Exit 0:
-every job is done and the daemon left with 0.
+streams one of them, kills the busiest worker with SIGKILL, and shows that nothing is lost; then what the caches do
+(demo_cache.py); and stops the daemon. Exit 0: every job is done, every cache did its part, and the daemon left with 0.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples.demo_cache import show_cache
 from examples.prompts import STREAMED, prompts
 from metamusesd import config as configuration
 from metamusesd.client import Client
@@ -109,14 +110,15 @@ def _with_daemon(config: Config, directory: Path) -> int:
         names = ", ".join(f"{worker['name']} on core {screen.numbers(worker['cores'])}" for worker in status["workers"])
         show.note(f"ready: {names}")
         results, wall_s = asyncio.run(_run_jobs(config, show))
+        _report(results, show, wall_s)
+        wrong = asyncio.run(_run_cache(config, show))
     except (DaemonAway, TimeoutError, ConnectionError) as error:
         show.note(f"FAILED: {error}")
         print(log.read_text("utf-8", "replace")[-4000:], file=sys.stderr)
-        results, wall_s = [], 0.0
+        results, wrong = [], [str(error)]
     finally:
         code = _stop(daemon, show)
-    _report(results, show, wall_s)
-    return _verdict(results, show, code)
+    return _verdict(results, wrong, show, code)
 
 
 def _wait_ready(config: Config, daemon: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -129,7 +131,8 @@ def _wait_ready(config: Config, daemon: subprocess.Popen[bytes]) -> dict[str, An
             status = health.status(config)
         except DaemonAway:
             status = {}
-        if status.get("state") == "ready" and all(worker["status"] == "ready" for worker in status["workers"]):
+        everybody = [*status.get("workers", ()), *filter(None, [status.get("vectors")])]
+        if status.get("state") == "ready" and all(each["status"] == "ready" for each in everybody):
             return status
         time.sleep(POLL_S)
     raise TimeoutError(f"the daemon was not ready within {READY_WITHIN_S:.0f} s")
@@ -149,6 +152,13 @@ async def _run_jobs(config: Config, show: Show) -> tuple[list[tuple[InferenceReq
         results = await asyncio.gather(*(_follow(client, request, show, half_way) for request in requests))
         await killer
         return list(zip(requests, results, strict=True)), time.monotonic() - begun_s
+
+
+async def _run_cache(config: Config, show: Show) -> list[str]:
+    """The second act: what went otherwise than it should."""
+    show.note("the caches: one question computed, then asked again")
+    async with Client.from_config(config) as client, asyncio.timeout(DONE_WITHIN_S):
+        return await show_cache(client)
 
 
 async def _follow(client: Client, request: InferenceRequest, show: Show, half_way: Milestone) -> Result:
@@ -235,9 +245,11 @@ def _row(request: InferenceRequest, result: Result) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _verdict(results: list[tuple[InferenceRequest, Result]], show: Show, code: int) -> int:
+def _verdict(results: list[tuple[InferenceRequest, Result]], wrong: list[str], show: Show, code: int) -> int:
+    for line in wrong:
+        print(f"\nFAILED: {line}", file=sys.stderr)
     lost = [request.id for request, result in results if result.state != "done"]
-    if not results or lost or code or not show.killed:
+    if not results or lost or code or not show.killed or wrong:
         print(f"\nFAILED: not done: {', '.join(lost) or 'nothing'}; daemon's exit code {code}", file=sys.stderr)
         return 1
     print("\nNothing was lost.")

@@ -7,12 +7,15 @@ nothing; on the way it may raise the score that the pair needs (`Difference.weak
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from metamusesd.cache import lexicon
 from metamusesd.cache.frames import akin
 from metamusesd.cache.order import reordered
 from metamusesd.cache.pairing import NARROW, Difference, leftover
-from metamusesd.cache.reading import ANYONE, ARTICLES, FILLERS, HELPERS, Reading
+from metamusesd.cache.reading import ANYONE, ARTICLES, FILLERS, HELPERS, Reading, Unit
+
+_DECISIVE = lexicon.WORDS["decisive"]  # one such word on one side only makes two questions
 
 
 def _numbers(one: Reading, other: Reading, left: Difference) -> str:
@@ -80,17 +83,29 @@ def _unstuttered(people: tuple[str, ...]) -> list[str]:
 
 
 def _turned(one: Reading, other: Reading, left: Difference) -> str:
-    turns = len(left.negations) + len(left.opposites)
-    if turns == 2 and left.opposites and (left.negations or _measured(left)):
+    """An opposite or a negation turns the meaning round; an opposite just behind a negation turns it back."""
+    if len(left.negations) + len(left.opposites) == 2 and left.opposites and _back_again(one, other, left):
         left.reasons.append("turned twice")
         return ""
     if left.opposites:
-        return f"antonym: {left.opposites[0][0]}/{left.opposites[0][1]}"
-    return f"negation: {left.negations[0]}" if left.negations else ""
+        return f"antonym: {left.opposites[0][0].word}/{left.opposites[0][1].word}"
+    return f"negation: {left.negations[0].word}" if left.negations else ""
 
 
-def _measured(left: Difference) -> bool:
-    return any({"more", "most"} & set(pair) for pair in left.opposites)
+def _back_again(one: Reading, other: Reading, left: Difference) -> bool:
+    """Not lazy, diligent; less shy, more outgoing. Not first is not last: those are two of many."""
+    mine, theirs = left.opposites[-1]
+    if lexicon.kind_shared(mine.word, theirs.word) or {mine.word, theirs.word} & _DECISIVE:
+        return False
+    if left.negations:
+        return _precedes(one, left.negations[0], mine) or _precedes(other, left.negations[0], theirs)
+    more, less = left.opposites[0]
+    measured = {more.word, less.word} & {"more", "most"}
+    return bool(measured) and _precedes(one, more, mine) and _precedes(other, less, theirs)
+
+
+def _precedes(reading: Reading, first: Unit, second: Unit) -> bool:
+    return any(a is first and b is second for a, b in pairwise(reading.units))
 
 
 def _names(one: Reading, other: Reading, left: Difference) -> str:
@@ -114,9 +129,6 @@ def _kinds(one: Reading, other: Reading, left: Difference) -> str:
     return ""
 
 
-_DECISIVE = lexicon.WORDS["decisive"]
-
-
 LIGHTEST = ARTICLES | HELPERS | FILLERS
 _ASIDES = lexicon.WORDS["asides"]
 
@@ -132,17 +144,14 @@ def _restricted(one: Reading, other: Reading, left: Difference) -> str:
     if (one.strict or other.strict) and _narrow(words, one, other):
         return f"{one.strict or other.strict} differs"
     mine, theirs = ([unit.word for unit in side if unit.word not in _ASIDES] for side in (left.mine, left.theirs))
-    crowded = len(mine) + len(theirs) > 2 or max(len(one.units), len(other.units)) > FEW
-    return f"other words: {mine[0]}/{theirs[0]}" if mine and theirs and crowded else ""
+    return f"other words: {mine[0]}/{theirs[0]}" if mine and theirs else ""
 
 
 def _narrow(words: list[str], one: Reading, other: Reading) -> bool:
     return bool(words or (one.lights ^ other.lights) - LIGHTEST)
 
 
-FEW = 7  # words that count; with so few, another word in one's place moves the score, and the score may decide
 _POINTING = frozenset(("they", "this", "that", "it"))
-LIGHTEST = ARTICLES | HELPERS | FILLERS
 
 
 _CROSSED = frozenset(

@@ -23,7 +23,7 @@ from typing import Any, cast
 import qdrant_edge as edge
 
 from metamusesd.cache.base import DIMENSION, Entry, Labels, Neighbour
-from metamusesd.cache.payload import FORMAT, INTEGERS, KEYWORDS, entry_of, payload_of
+from metamusesd.cache.payload import FORMAT, INTEGERS, KEYWORDS, cosine, entry_of, payload_of
 from metamusesd.errors import CacheError, StoreFailed, StoreRefused
 
 PUT_RESERVE_BYTES = 128 << 20  # Edge grows its files by 32 MiB; several may grow at once
@@ -118,7 +118,7 @@ class Shard:
             if len(points) == count and any((point.payload or {}).get("expires_ms", 0) <= now_ms for point in points):
                 unexpired = edge.Filter(should=any_of, must_not=[_expired(now_ms)])
                 points = self._shard.query(edge.QueryRequest(filter=unexpired, **request))
-        found = [Neighbour(entry, point.score) for point in points if (entry := _entry(point))]
+        found = [Neighbour(entry, cosine(point.score)) for point in points if (entry := _entry(point))]
         # Looked at again, because an index whose file was lost or mixed up is no wall between partitions.
         return [
             each

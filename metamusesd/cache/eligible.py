@@ -44,7 +44,7 @@ _STATE = (
     "|settings|history|phone|devices?"
 )
 _OF_MINE = _any_of(rf"my (?:\w+ )?(?:{_STATE})")
-_HOW_TO = re.compile(
+HOW_TO = re.compile(
     r"^\W*(?:please |so )?(?:how|why|(?:what|which) (?:is|are) the (?:best|easiest|right|safest) \w+"
     r"|(?:can|could|should|may|must|would) i|is it|are there|ways? to|steps? to|tips?)\b",
     re.IGNORECASE,
@@ -116,7 +116,7 @@ def _excluded(request: InferenceRequest) -> str:
         return "its parameters ask about this very run"
     if _NOW.search(text):
         return "the answer depends on the time"
-    if _BEFORE.search(text) or (_OF_MINE.search(text) and not _HOW_TO.match(text)):
+    if _BEFORE.search(text) or (_OF_MINE.search(text) and not HOW_TO.match(text)):
         return "the answer depends on the user's own state"
     if _FRESH.search(text):
         return "it asks for something new"

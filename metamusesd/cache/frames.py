@@ -19,7 +19,7 @@ _WAY = r"(?:ways?|methods?|steps?|techniques?|approach|approaches|procedures?|pr
 POLITE = [
     (re.compile(pattern), "")
     for pattern in (
-        r"^(?:(?:hi|hello|hey|please|ok|okay|so|well|also|and|but|dear \w+|quora|guys|excuse me)(?: [,.])? )+(?=\w)",
+        r"^(?:(?:hi|hello|hey|please|ok|okay|so|well|also|and|but|dear \w+|guys|excuse me)(?: [,.])? )+(?=\w)",
         r"^(?:can|could|would|will) (?:you|anyone|someone|somebody|anybody)(?: all)? (?:please |kindly )?"
         r"(?:tell|explain|show|help|teach|describe|say|let)(?: to)?(?: me| us)?(?: understand| know)? "
         rf"(?:about )?{_WH}",
@@ -29,7 +29,7 @@ POLITE = [
         rf"^(?:do|does|can|could) (?:you|anyone|anybody|someone) (?:know|tell me|happen to know) {_WH}",
         rf"^(?:i am|i was) (?:wondering|curious) (?:about )?{_WH}",
         r"^(?:in your opinion|according to you|as per you|for you)(?: ,)? ",
-        r" (?:please|thanks|thank you|kindly|pls|asap)(?: hurry)?(?= ?[.?]*$)",
+        r" (?:please|thanks|thank you|kindly|pls|asap)(?= ?[.?]*$)",
         r" (?:, )?(?:in your opinion|according to you|in your view)\b(?: ,)?",
     )
 ]

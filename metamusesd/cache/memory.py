@@ -52,7 +52,7 @@ class MemoryStore:
         for partition in wanted:
             rows |= self._codes[:size] == hash(partition)
         chosen = np.flatnonzero(rows & (self._expiries[:size] > now_ms))
-        scores = self._score(chosen, np.asarray(vector, np.float32))
+        scores = np.clip(self._score(chosen, np.asarray(vector, np.float32)), -1, 1)
         best = (int(row) for row in np.argsort(-scores, kind="stable")[: np.count_nonzero(scores >= floor)])
         found = (Neighbour(self._entries[chosen[n]], float(scores[n])) for n in best)
         return [each for each in found if each.entry.partition in wanted][: max(count, 0)]

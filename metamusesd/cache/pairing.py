@@ -29,8 +29,8 @@ class Difference:
     pairs: list[tuple[int, int]] = field(default_factory=list)  # positions
     mine: list[Unit] = field(default_factory=list)
     theirs: list[Unit] = field(default_factory=list)
-    negations: list[str] = field(default_factory=list)
-    opposites: list[tuple[str, str]] = field(default_factory=list)
+    negations: list[Unit] = field(default_factory=list)
+    opposites: list[tuple[Unit, Unit]] = field(default_factory=list)
     hopeless: bool = False  # too much is left to go on
     floor: float = 0.0
     reasons: list[str] = field(default_factory=list)
@@ -109,7 +109,7 @@ def _same_thing(one: Unit, other: Unit, left: Difference) -> bool:
 def _opposite(one: Unit, other: Unit, left: Difference) -> bool:
     if one.number or other.number or not lexicon.opposites(one.word, other.word):
         return False
-    left.opposites.append((one.word, other.word))
+    left.opposites.append((one, other))
     return True
 
 
@@ -118,7 +118,7 @@ def _lonely(left: Difference) -> None:
     for side in (left.mine, left.theirs):
         for unit in list(side):
             if unit.word in NEGATIONS or unit.word in NEGATING or unit.word in LESSENING:
-                left.negations.append(unit.word)
+                left.negations.append(unit)
                 side.remove(unit)
 
 

@@ -18,19 +18,21 @@ from collections.abc import Sequence
 
 import msgspec
 
+from metamusesd.cache.eligible import HOW_TO
 from metamusesd.job import InferenceRequest, Message
 from metamusesd.prompt import messages_of
 
 _JSON = msgspec.json.Encoder(order="sorted")
 
-# Words by which a question speaks of whoever asks it. `how do I` and `should I` do not: they ask in general.
+# Words by which a text speaks of whoever writes it. `how do I` and `do I need` do not, and `my` does not in a question
+# that asks how something is done: `how do I clean my shoes` is everybody's question.
 _STATES = "am|was|have|had|feel|felt|think|need|want|wish|live|work|like|love|hate|told|said|asked"
 _OF_THE_USER = re.compile(
-    rf"\b(?:my|mine|myself|ours?|ourselves|i\s*['’]\s*(?:m|ve|d)|i (?:{_STATES})"
-    r"|we\s*['’]\s*re|we (?:are|have|need|want)"
-    r"|(?:about|for|with|call) me)\b",
+    rf"\bi\s*['’]\s*(?:m|ve|d)\b|(?<!do )(?<!did )(?<!should )(?<!can )(?<!could )(?<!must )\bi (?:{_STATES})\b"
+    r"|\bwe\s*['’]\s*re\b|(?<!do )(?<!should )\bwe (?:are|have|need|want)\b|\b(?:about|for|with|call) me\b",
     re.IGNORECASE,
 )
+_BELONGS = re.compile(r"\b(?:my|mine|myself|ours?|ourselves)\b", re.IGNORECASE)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +40,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str
     walls: str  # digest
+    shared: str  # digest of the walls less the user's, where that one is up by the text alone: see `partitions`
     user: str  # digest of whoever asks; empty: nobody in particular
     tenant: str
     muse: str
@@ -46,6 +49,12 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     def partition(self, identity: str) -> str:
         """Where answers of this model to questions behind these walls live."""
         return digest(self.walls, identity)
+
+    def partitions(self, identities: Sequence[str]) -> list[str]:
+        """Where answers to it are looked for by meaning. A text that speaks of its user may get what was answered to a
+        question that speaks of nobody: that is no other user's. The answers to it are its user's alone."""
+        walls = [self.walls, *filter(None, [self.shared])]
+        return [digest(each, identity) for each in walls for identity in identities]
 
     def key(self, identity: str) -> str:
         """Of the exact cache."""
@@ -77,17 +86,19 @@ def question_of(request: InferenceRequest) -> Question:
     text = normal(last.content)
     user = digest("user", request.tenant, request.user_address) if request.user_address else ""
     muse = "" if request.muse_id is None else f"{type(request.muse_id).__name__}:{request.muse_id}"
+    personal, by_text = _personal(request, before, text)
     walls = {
         "tenant": request.tenant,
         "muse": muse,
-        "user": user if _is_personal(request, before, text) else None,
+        "user": user if personal else None,
         "last": last.role,
         "turns": [(turn.role, turn.content) for turn in before],
         "params": msgspec.to_builtins(request.params),
         "truncate": request.truncate,
     }
+    shared = digest(_JSON.encode(walls | {"user": None}).decode()) if by_text else ""
     return Question(
-        text=text, walls=digest(_JSON.encode(walls).decode()), user=user, tenant=request.tenant,
+        text=text, walls=digest(_JSON.encode(walls).decode()), shared=shared, user=user, tenant=request.tenant,
         muse=muse.partition(":")[2], tags=tuple(request.cache.tags),
     )  # fmt: skip
 
@@ -111,8 +122,12 @@ def digest(*parts: str) -> str:
     return made.hexdigest()
 
 
-def _is_personal(request: InferenceRequest, before: Sequence[Message], text: str) -> bool:
-    """Whether the user is a wall. By default: where there is a conversation, or the text speaks of the user."""
+def _personal(request: InferenceRequest, before: Sequence[Message], text: str) -> tuple[bool, bool]:
+    """Whether the user is a wall, and whether that is by the text alone. By default: where there is a conversation, or
+    the text speaks of the user."""
     if request.cache.scope != "auto":
-        return request.cache.scope == "user"
-    return any(turn.role != "system" for turn in before) or bool(_OF_THE_USER.search(text))
+        return request.cache.scope == "user", False
+    if any(turn.role != "system" for turn in before):
+        return True, False
+    by_text = bool(_OF_THE_USER.search(text)) or (bool(_BELONGS.search(text)) and not HOW_TO.match(text))
+    return by_text, by_text

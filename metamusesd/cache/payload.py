@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from metamusesd.cache.base import Entry
+from metamusesd.cache.base import Entry, encode_entry
 from metamusesd.errors import StoreFailed
 
 FORMAT = 1
@@ -29,11 +29,12 @@ def space_name(collection: str, identity: str) -> str:
 
 
 def payload_of(entry: Entry) -> dict[str, Any]:
-    """Everything but the id. Raises StoreFailed for an answer that is no text: Qdrant keeps JSON."""
+    """Everything but the id. Raises StoreFailed for what is no text: Qdrant keeps JSON."""
     try:
+        encode_entry(entry)  # half a surrogate pair ends here, and not somewhere in a client
         answer = entry.answer.decode()
-    except UnicodeDecodeError as error:
-        raise StoreFailed(f"an answer is not UTF-8: {error}") from error
+    except UnicodeError as error:
+        raise StoreFailed(f"an entry is not UTF-8: {error}") from error
     fields = {name: getattr(entry, name) for name in _FIELDS}
     return {"format": FORMAT, **fields, "answer": answer, "tags": list(entry.tags)}
 
@@ -46,3 +47,8 @@ def entry_of(id: str, payload: Mapping[str, Any] | None) -> Entry | None:
         return msgspec.convert({**payload, "id": id, "answer": payload["answer"].encode()}, Entry)
     except (msgspec.ValidationError, KeyError, AttributeError):
         return None
+
+
+def cosine(score: float) -> float:
+    """Without what rounding put beyond the ends."""
+    return min(1.0, max(-1.0, score))

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from typing import TYPE_CHECKING, Any
 
 from metamusesd.cache.base import DIMENSION, Entry, Labels, Neighbour
-from metamusesd.cache.payload import FORMAT, INTEGERS, KEYWORDS, entry_of, payload_of
+from metamusesd.cache.payload import FORMAT, INTEGERS, KEYWORDS, cosine, entry_of, payload_of
 from metamusesd.errors import CacheError, StoreFailed, StoreRefused
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class ServerStore:
                 score_threshold=floor - TINY, with_payload=True,
             )  # fmt: skip
         near = [
-            Neighbour(entry, each.score) for each in found.points if (entry := entry_of(str(each.id), each.payload))
+            Neighbour(entry, cosine(each.score))
+            for each in found.points
+            if (entry := entry_of(str(each.id), each.payload))
         ]
         return [each for each in near if each.score >= floor and each.entry.partition in partitions]
 

@@ -64,7 +64,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = (
-        "paraphrase        {id?, a, b, same?, kind?}   an answer to `a` is there, `b` is asked: {id, hit, score, reason}\n"
+        "paraphrase        {id?, a, b, same?, kind?}   `a` was answered, `b` is asked: {id, hit, score, reason}\n"
         "distinct, stream  {id, q, answer?}            in order, each is kept after it was asked: {id, hit_id, …}\n"
         "With `same` or `answer` the rates are printed, by kind; of `distinct` lines every hit is false."
     )
@@ -176,7 +176,7 @@ async def _told(
     if not (may.semantic and config.cache.semantic):
         return told
     try:
-        weighed = vectors.ask(config, Weigh(1, question.text, [question.partition(each) for each in identities]))
+        weighed = vectors.ask(config, Weigh(1, question.text, question.partitions(identities)))
     except MetamusesdError as error:
         return told | {"problem": error.message}
     problem = "" if weighed["fits"] else "longer than the embedder's window: only an equal question hits"

@@ -93,7 +93,7 @@ class Trial:
             may = self._may(request)
             self.handles += 1
             if may.read and may.semantic:
-                looks.append(Look(self.handles, question.text, [question.partition(MODEL)]))
+                looks.append(Look(self.handles, question.text, question.partitions([MODEL])))
             else:
                 answers.append(Found(self.handles, "miss", reason=may.reason))
         answers += [found for found in await self.semantic.look(looks) if found is not None]

@@ -149,8 +149,7 @@ class Lookup:
                 expires_ms=now_ms + PROMISE_MS, used_ms=now_ms,
             )  # fmt: skip
             promise = encode_entry(entry)
-        partitions = [question.partition(identity) for identity in case.identities]
-        return Look(handle, question.text, partitions, promises, promise, until_ns)
+        return Look(handle, question.text, question.partitions(case.identities), promises, promise, until_ns)
 
     def _found(self, case: _Case, found: Found) -> None:
         """The semantic cache has spoken, or the budget is spent."""

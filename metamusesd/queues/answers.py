@@ -34,7 +34,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """A job's question to the exact cache. `asked`: digest of its user and its question; empty: nobody in particular."""
+    """A job's question to the exact cache. `asked`: digest of its user and the question; empty: nobody known."""
 
     id: str
     keys: tuple[str, ...]  # the best first

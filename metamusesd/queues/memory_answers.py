@@ -1,4 +1,4 @@
-"""Stages 4, 10 · tests · the exact cache of a memory queue: lua/recall.lua, forget.lua, complain.lua, part of settle.lua."""
+"""Stages 4, 10 · tests · the exact cache of a memory queue: recall.lua, forget.lua, complain.lua, the end of settle."""
 
 from __future__ import annotations
 

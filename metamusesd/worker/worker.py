@@ -1,7 +1,7 @@
 """Stage 8 · worker · the step loop: take jobs in between steps, compute one batch, send one frame, again.
 
     control socket ─► a link (fd, epoch): drop the old epoch's sequences, then HELLO
-    pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop · RAISE: higher class    while busy: looked at, never waited for
+    pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop · RAISE    while busy: looked at, never waited for
     engine.step()  ─► one EVENTS frame for all sequences · the board row    a long one asks whether it is still wanted
 
 One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket

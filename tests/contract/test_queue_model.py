@@ -129,7 +129,8 @@ class Replay:
         labels = b'{"tenant":"t1","muse":"m","model":"x","tags":"blue red"}' if key == "k1" else b'{"tenant":"t2"}'
         answer = Kept(key, b"value " + token.encode(), labels) if key else None
         raw = encode_result(result) if ours else b"{}"
-        return await self.queue.settle([Settlement(id, token, state, raw, answer, "replayed" if key == "k2" else "", 2)])
+        replay = "replayed" if key == "k2" else ""
+        return await self.queue.settle([Settlement(id, token, state, raw, answer, replay, 2)])
 
     async def _recall(self, id: str, keys: tuple[str, ...], asked: str) -> object:
         return await self.queue.recall([Recall(id, keys, asked), Recall("other", keys)])

@@ -90,7 +90,15 @@ def test_every_error_has_an_exit_code() -> None:
     def tree(kind: type[MetamusesdError]) -> set[str]:
         return {kind.code}.union(*(tree(child) for child in kind.__subclasses__()))
 
-    bases = {"internal_error", "request_error", "queue_error", "job_error", "engine_error", "operator_error", "cache_error"}
+    bases = {
+        "cache_error",
+        "internal_error",
+        "request_error",
+        "queue_error",
+        "job_error",
+        "engine_error",
+        "operator_error",
+    }
     inner = {"no_capacity", "engine_failed", "wire_error"}
     assert tree(MetamusesdError) - bases - inner <= set(cli.EXIT_CODES)
 

@@ -124,6 +124,9 @@ def test_both_forms_of_a_request_meet() -> None:
         ({"user_query": "Is my dog too fat?"}, True),
         ({"user_query": "I am sad."}, True),
         ({"user_query": "I'm sad."}, True),
+        ({"user_query": "How do I clean my shoes?"}, False),
+        ({"user_query": "How much water do I need?"}, False),
+        ({"user_query": "How do I sleep when I am sad?"}, True),
         ({"user_query": "Go on.", "context": [{"role": "user", "content": "Hi."}]}, True),
         ({"user_query": "Is my dog too fat?", "cache": {"scope": "tenant"}}, False),
         ({"user_query": "Is my dog too fat?", "cache": {"scope": "muse"}}, False),
@@ -133,6 +136,20 @@ def test_both_forms_of_a_request_meet() -> None:
 def test_the_user_is_a_wall_where_it_counts(body: dict[str, Any], personal: bool) -> None:
     """With a conversation, where the text speaks of the user, or where the caller says so."""
     assert (key({**body, "user_address": "u1"}) != key({**body, "user_address": "u2"})) is personal
+
+
+def test_a_personal_question_may_read_what_was_answered_to_nobody_in_particular() -> None:
+    """By meaning, never the other way round, and not where the caller or a conversation puts the wall up."""
+
+    def asked(query: str, **more: Any) -> Any:
+        return question_of(parse_request({"user_query": query, "user_address": "u1", **more}))
+
+    mine, general = asked("Is my dog too fat?"), asked("Is this dog too fat?")
+    assert general.partition(MODEL) in mine.partitions([MODEL])
+    assert general.partitions([MODEL]) == [general.partition(MODEL)]
+    assert mine.partition(MODEL) != general.partition(MODEL)
+    for strict in ({"cache": {"scope": "user"}}, {"context": BASE["context"]}):
+        assert len(asked("Is my dog too fat?", **strict).partitions([MODEL])) == 1
 
 
 def test_another_model_is_another_partition() -> None:
