@@ -36,7 +36,7 @@ restart_limit = 1000
 [redis]
 appendfsync = "{appendfsync}"
 [cache]
-enabled = false
+semantic = false
 [queue]
 lease_s = 3.0
 result_ttl_s = 86400

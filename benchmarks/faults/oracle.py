@@ -20,6 +20,7 @@ from benchmarks.faults.resp import Redis
 
 LATE_MS = 2_000.0  # a job done so long after its deadline is wrong, unless a fault was near
 DURABILITY_MS = 2_500.0  # what `everysec` may lose: the last second, and one more when the disk is busy
+EQUALS = ("twin", "cancel", "failing", "poison")  # some of these are equal: a follower lifts its leader's class
 FORESIGHT_MS = 20_000.0  # a job that waited longer may have aged
 HASH_OR_NOTHING = (
     "if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return {} end return redis.call('HMGET', KEYS[1], unpack(ARGV))"
@@ -93,6 +94,7 @@ def indeterminate(life: Life, facts: Facts, history: History, appendfsync: str) 
 
 def order(lives: list[tuple[Life, Facts]], history: History) -> tuple[list[Violation], int]:
     """Start order inside a class and tier, among jobs that nothing touched. (violations, pairs that were compared)."""
+    lives = [(life, facts) for life, facts in lives if life.job.kind not in EQUALS]
     calm = [(life, facts) for life, facts in lives if _untouched(facts, history)]
     calm.sort(key=lambda pair: (pair[1].hash["tiers"], float(pair[1].hash["score"])))
     found, pairs = [], 0

@@ -8,6 +8,7 @@ so that the expected text is known here, by other code than the engine's.
     deadline   expired, failed(deadline_unmeetable),   unknown   failed(unknown_tier)
                or as plain                             huge      refused at the door, or a megabyte that is done
     race       one id for all, then as plain           conflict  the second body under the same key is refused
+    twin       as plain; equal to others of its litter, and so computed once for those that are under way together
     poison     dead, never done                        spoilt    its keys are broken by a foreign hand: anything,
                                                                  but nobody else suffers and nothing live is left
 """
@@ -23,8 +24,8 @@ WORDS = (
     "ﬁne", "tail",
 )  # fmt: skip
 WEIGHTS = {
-    "plain": 580, "cancel": 120, "deadline": 90, "race": 50, "failing": 30, "bad": 60, "unknown": 20, "conflict": 20,
-    "huge": 10, "poison": 6, "spoilt": 15,
+    "plain": 500, "twin": 80, "cancel": 120, "deadline": 90, "race": 50, "failing": 30, "bad": 60, "unknown": 20,
+    "conflict": 20, "huge": 10, "poison": 6, "spoilt": 15,
 }  # fmt: skip
 POISONS = {  # with weights: a worker that computes for ever is given up late
     "!crash=step{step}": 5, "!segv=step{step}": 4, "!exit=3": 4, "!prepare-crash": 3, "!hang=step{step}": 3,
@@ -103,6 +104,14 @@ def _make_plain(dice: random.Random, number: int, id: str) -> Job:
     return Job(**_plain(dice, number, id))  # type: ignore[arg-type]
 
 
+def _make_twin(dice: random.Random, number: int, id: str) -> Job:
+    """Of a litter of some twenty, near each other in time."""
+    litter = random.Random(f"{id.partition('-')[0]}/litter/{number // 250}/{dice.randint(0, 1)}")
+    query, text = _say(litter)
+    fields = _plain(dice, number, id, "twin") | {"query": query, "text": text, "tenant": "default", "tier": "fast"}
+    return Job(**fields)  # type: ignore[arg-type]
+
+
 def _make_cancel(dice: random.Random, number: int, id: str) -> Job:
     fields = _plain(dice, number, id, "cancel")
     words = dice.choice(("!tokens=200 !delay=10ms", "!tokens=40 !delay=5ms", "!prefill=3s", "!prepare=200ms !tokens=9"))
@@ -165,7 +174,7 @@ def _make_spoilt(dice: random.Random, number: int, id: str) -> Job:
 
 
 _MAKERS = {
-    "plain": _make_plain, "cancel": _make_cancel, "deadline": _make_deadline, "race": _make_race, "huge": _make_huge,
-    "failing": _make_failing, "bad": _make_bad, "unknown": _make_unknown, "conflict": _make_conflict,
-    "poison": _make_poison, "spoilt": _make_spoilt,
+    "plain": _make_plain, "twin": _make_twin, "cancel": _make_cancel, "deadline": _make_deadline, "race": _make_race,
+    "huge": _make_huge, "failing": _make_failing, "bad": _make_bad, "unknown": _make_unknown,
+    "conflict": _make_conflict, "poison": _make_poison, "spoilt": _make_spoilt,
 }  # fmt: skip

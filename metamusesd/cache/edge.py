@@ -87,7 +87,7 @@ class Shard:
 
     def flush(self) -> None:
         """Write out; the write-ahead log is cut. 10 ms after a few writes, half a second after 100 000."""
-        with self._door(PUT_RESERVE_BYTES):
+        with self._door(SMALL_RESERVE_BYTES):
             self._shard.flush()
 
     def put(self, entries: Sequence[tuple[Entry, Vector]]) -> None:
