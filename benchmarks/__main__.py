@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--appendfsync", choices=("always", "everysec"), default="always", help="faults: of the embedded Redis"
     )
+    parser.add_argument("--data", type=Path, help="cache, routing: where the labelled questions lie")
     parser.add_argument("--strict", action="store_true", help="exit 3 when a bar is missed")
     return parser
 

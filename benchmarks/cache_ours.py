@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+
+import uvloop
 
 from benchmarks.cache_questions import Pair, misses, percentile
 from benchmarks.cache_seed import Layout, identity_of_echo
@@ -123,12 +124,17 @@ class Producer:
         return (time.perf_counter() - began_s) * 1000, result
 
     async def semantic(self, pairs: Sequence[Pair], first: int) -> list[tuple[float, Result, str]]:
-        """Ask the other wording of each; with the answer that is right. `first`: the place of the first in the store."""
+        """Ask the other wording of each; with the answer that is right. `first`: the first one's place in the store."""
         asked = []
         for place, pair in enumerate(pairs, first):
             took_ms, result = await self.ask(pair.asked, self.layout.tenant(place))
             asked.append((took_ms, result, pair.stored))
         return asked
+
+
+def run(path: Path, layout: Layout, short: list[Pair], long: list[Pair], jobs: int, label: str) -> Figures:
+    """One round, on a loop of its own."""
+    return uvloop.run(measure(path, layout, short, long, jobs, label))
 
 
 async def measure(path: Path, layout: Layout, short: list[Pair], long: list[Pair], jobs: int, label: str) -> Figures:
@@ -212,8 +218,3 @@ def _of_hits(name: str, asked: list[tuple[float, Result, str]], kind: str = "sem
 
 def _kind(result: Result) -> str:
     return result.cache.kind if result.cache is not None else ""
-
-
-def reasons(asked: list[tuple[float, Result, str]]) -> dict[str, Any]:
-    """Why some were no hits."""
-    return {result.cache.reason: 1 for _, result, _ in asked if result.cache is not None and not result.from_cache}

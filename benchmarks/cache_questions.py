@@ -1,8 +1,8 @@
 """Cache benchmark · bench process · questions out of our own templates, and the arithmetic of latencies. Pure.
 
-    pairs     `stored` is answered before the daemon starts, `asked` means the same in other words; all are near-twins
-    fillers   everything else that fills the store: other things, so that no pair means one of them
-    misses    about neither; no two ask the same
+pairs     `stored` is answered before the daemon starts, `asked` means the same in other words; all are near-twins
+fillers   everything else that fills the store: other things, so that no pair means one of them
+misses    about neither; no two ask the same
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-VERBS = "clean repair paint pack store measure polish move".split()
-STUFF = "wooden metal leather glass plastic ceramic marble velvet".split()
-THINGS = "table lamp bag mirror vase clock bench tray bowl shelf frame basket".split()
-PLACES = "kitchen garage garden bathroom cellar hallway attic workshop".split()
+VERBS = ["clean", "repair", "paint", "pack", "store", "measure", "polish", "move"]
+STUFF = ["wooden", "metal", "leather", "glass", "plastic", "ceramic", "marble", "velvet"]
+THINGS = ["table", "lamp", "bag", "mirror", "vase", "clock", "bench", "tray", "bowl", "shelf", "frame", "basket"]
+PLACES = ["kitchen", "garage", "garden", "bathroom", "cellar", "hallway", "attic", "workshop"]
 SHORT = "{opening} {verb} a {stuff} {thing} in the {place} without leaving any marks?"
 LONG = (
     "In an old house near the sea, where the air is damp in winter and the rooms are heated with a small stove, "
@@ -26,12 +26,60 @@ STORED_OPENING = "how do I"
 SHORT_OPENINGS = ("how can I", "how should I", "how does one")
 LONG_OPENINGS = ("how can I",)
 
-OTHER_THINGS = (
-    "tractor violin piano kayak tent drone ladder camera kettle bicycle saddle lantern anchor telescope loom canoe"
-    " sledge forge windmill compass barrel trumpet hammock scooter"
-).split()
-OTHER_STUFF = "heavy antique cheap foldable rusty hollow painted rented spare noisy broken borrowed".split()
-OTHER_PLACES = "mountains desert harbour forest city valley snow rain museum school market village".split()
+OTHER_THINGS = [
+    "tractor",
+    "violin",
+    "piano",
+    "kayak",
+    "tent",
+    "drone",
+    "ladder",
+    "camera",
+    "kettle",
+    "bicycle",
+    "saddle",
+    "lantern",
+    "anchor",
+    "telescope",
+    "loom",
+    "canoe",
+    "sledge",
+    "forge",
+    "windmill",
+    "compass",
+    "barrel",
+    "trumpet",
+    "hammock",
+    "scooter",
+]
+OTHER_STUFF = [
+    "heavy",
+    "antique",
+    "cheap",
+    "foldable",
+    "rusty",
+    "hollow",
+    "painted",
+    "rented",
+    "spare",
+    "noisy",
+    "broken",
+    "borrowed",
+]
+OTHER_PLACES = [
+    "mountains",
+    "desert",
+    "harbour",
+    "forest",
+    "city",
+    "valley",
+    "snow",
+    "rain",
+    "museum",
+    "school",
+    "market",
+    "village",
+]
 OTHER_FORMS = (
     "What does a {stuff} {thing} cost in the {place} when it is sold by {seller}?",
     "Who invented the {stuff} {thing} that {seller} showed in the {place}?",
@@ -40,9 +88,22 @@ OTHER_FORMS = (
     "When was the {stuff} {thing} of {seller} first seen in the {place}?",
     "How many of {seller} own a {stuff} {thing} in the {place}?",
 )
-SELLERS = "farmers,sailors,teachers,nurses,painters,monks,pilots,bakers,miners,judges,weavers,shepherds".split(",")
-NAMES = "Orla Bram Juno Tavi Mirek Sanna Pell Ivo Greta Lucan Noor Edda".split()
-DEEDS = "song bridge comet statue treaty recipe novel dance island engine".split()
+SELLERS = [
+    "farmers",
+    "sailors",
+    "teachers",
+    "nurses",
+    "painters",
+    "monks",
+    "pilots",
+    "bakers",
+    "miners",
+    "judges",
+    "weavers",
+    "shepherds",
+]
+NAMES = ["Orla", "Bram", "Juno", "Tavi", "Mirek", "Sanna", "Pell", "Ivo", "Greta", "Lucan", "Noor", "Edda"]
+DEEDS = ["song", "bridge", "comet", "statue", "treaty", "recipe", "novel", "dance", "island", "engine"]
 
 
 @dataclass(frozen=True, slots=True)

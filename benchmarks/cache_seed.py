@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cache_questions import Pair, fillers, pairs, percentile
-from metamusesd.cache.base import Entry, entry_id
+from benchmarks.cache_questions import Pair, fillers, pairs
+from metamusesd.cache.base import Entry, Store, entry_id
 from metamusesd.cache.partition import identity, question_of
 from metamusesd.config import Config
 from metamusesd.dispatcher.identities import defaults_of
@@ -44,7 +43,7 @@ class Layout:
     def name(self) -> str:
         """How reports call it."""
         spread = "one partition" if self.partitions == 1 else f"{self.partitions} partitions"
-        return f"{self.entries:,} entries, {spread}".replace(",", " ", 1)
+        return f"{self.entries} entries, {spread}"
 
     def tenant(self, number: int) -> str:
         """Whose question this is."""
@@ -132,12 +131,12 @@ async def _seed(config: Config, embedder: FastEmbedder, layout: Layout, texts: T
     return Seeded(config.state_dir, put_s, tend_s, searches_ms)
 
 
-async def _searches(store: object, layout: Layout, texts: Texts, whose: str) -> list[float]:
+async def _searches(store: Store, layout: Layout, texts: Texts, whose: str) -> list[float]:
     took_ms = []
     for number, pair in enumerate(texts.short):
         partition = _partition(pair.asked, layout.tenant(number), whose)
         began_s = time.perf_counter()
-        found = await store.search(texts.asked[number], [partition], 0.85, 8, _now_ms())  # type: ignore[attr-defined]
+        found = await store.search(texts.asked[number], [partition], 0.85, 8, _now_ms())
         took_ms.append((time.perf_counter() - began_s) * 1000)
         assert found, pair
     return took_ms
@@ -158,8 +157,3 @@ def _partition(text: str, tenant: str, whose: str) -> str:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def search_only(seeded: Sequence[Seeded], share: float) -> list[float]:
-    """Of each round."""
-    return [percentile(each.searches_ms, share) for each in seeded]

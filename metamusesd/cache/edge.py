@@ -1,6 +1,6 @@
 """Stage 4 · vectors process · one shard of Qdrant Edge on disk, with nothing asynchronous about it.
 
-What was measured decided the shape (100 000 points in one partition, two shared cores; benchmarks/README.md):
+What was measured decided the shape (100 000 points in one partition, two shared cores):
 - No graph. An HNSW index needs optimize(), which holds the interpreter lock for minutes. A scan of 8-bit vectors
   (Turbo8) takes 2.9 ms where 32-bit ones take 9.6, and its scores are within 0.0005 of the exact ones.
 - One `MatchValue` a partition under `should` costs 1 ms, a `MatchAny` 5 ms, a condition on the expiry 2 to 15 ms. So

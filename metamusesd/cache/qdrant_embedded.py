@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 BATCH = 200  # entries removed in one go, 4 ms, so that searches get in between
-FLUSH_S, FLUSH_WRITES = 30.0, 5000  # whichever comes first; the write-ahead log grows until then
+FLUSH_S, FLUSH_WRITES = 30.0, 1000  # whichever comes first; a flush after more stalls searches longer
 TEND_S = 0.25  # a turn of compaction; searches get in between its slices
 
 
@@ -47,6 +47,7 @@ class EmbeddedStore:
         self._shard: Shard | None = None
         self._inode = 0  # of the shard's files, as they were when it was opened
         self._compaction: Compaction | None = None
+        self._retired: Shard | None = None  # whose place a compaction's has taken
         self._written, self._flushed_s = 0, 0.0  # writes since the last flush, and when that was
         self._facts = {"entries": 0, "bytes": 0, "compactions": 0, "compactions_failed": 0, "reopened": 0}
 
@@ -115,6 +116,9 @@ class EmbeddedStore:
         while compacted := await self._run(lambda _: self._compact()):
             if self._compaction is None or self._clock_s() >= until_s:
                 break
+        if self._retired is not None:  # 50 ms each, so that searches get in between
+            await self._run(lambda _: self._close_retired())
+            await asyncio.to_thread(self._home.clear, self._notes.shard)
         return await self._run(lambda _: self._flush(FLUSH_S)) or compacted
 
     def statistics(self) -> Mapping[str, Any]:
@@ -183,6 +187,7 @@ class EmbeddedStore:
         shard, whole = self._shard, self._is_whole()
         if shard is None:
             return
+        self._close_retired()
         self._give_up_compaction()
         self._shard = None
         try:
@@ -194,6 +199,7 @@ class EmbeddedStore:
             self._home.leave()
 
     def _reopen(self) -> None:
+        self._close_retired()
         self._give_up_compaction()
         if self._shard is not None:
             self._shard.close()
@@ -255,11 +261,14 @@ class EmbeddedStore:
         notes = replace(self._notes, shard=done.new.directory.name, dead=0)
         self._home.write(notes)  # from here on the new shard is the store
         self._notes, self._shard, self._compaction = notes, done.new, None
-        self._inode = self._home.inode(notes.shard)
-        done.old.close()
-        self._home.clear(keep=notes.shard)
+        self._inode, self._retired = self._home.inode(notes.shard), done.old
         self._facts["compactions"] += 1
         self._note_facts()
+
+    def _close_retired(self) -> None:
+        retired, self._retired = self._retired, None
+        if retired is not None:
+            retired.close()
 
     def _give_up_compaction(self, failed: bool = False) -> None:
         if failed:
