@@ -134,6 +134,8 @@ def _settle(
     timings, route, note = _timings(run, now_ns), _route(claim.route), None
     if route is not None:
         route, note = msgspec.structs.replace(route, lookup=None), route.lookup
+        if note is not None and note.kind == "flight":  # whom it was to follow has ended before it came
+            note = msgspec.structs.replace(note, kind="miss")
     result = Result(
         request_id=claim.id, state=state, content=run.content, model_name=hello.model if hello else "",
         model_digest=hello.digest if hello else "", tier=hello.tier if hello else "", latency_ms=timings.total_ms,

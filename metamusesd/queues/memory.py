@@ -119,6 +119,8 @@ class MemoryQueue(MemoryViews, MemoryAnswers):
                 job.lease_end_ms = self._store.now_ms() + lease_ms
             return [self._report(job) for job in held]
         for move in routed:
+            self._leave(move)
+        for move in routed:
             self._route(move)
         taken: list[Job] = []
         for want in wants:
@@ -176,6 +178,12 @@ class MemoryQueue(MemoryViews, MemoryAnswers):
             if job:
                 yield job
 
+    def _leave(self, move: Routed) -> None:
+        job, _ = self._store.held(move.id, move.token)
+        if job and move.tiers and job.flight != move.flight:
+            ended(self._store, job, "left")
+            job.flight = move.flight
+
     def _route(self, move: Routed) -> None:
         job, _ = self._store.held(move.id, move.token)
         if job and move.tiers:
@@ -196,7 +204,7 @@ class MemoryQueue(MemoryViews, MemoryAnswers):
                 count -= 1
         if left or want.count == 0:
             self._store.touched.add(want.queue)
-        elif want.floor == 0:
+        elif want.floor == 0 and not self._store.waiting(want.queue):
             self._store.markers.discard(want.queue)
             self._store.touched.discard(want.queue)
 

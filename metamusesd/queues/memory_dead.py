@@ -17,7 +17,7 @@ def revive(store: Store, id: str) -> str:
     job.attempt, job.crashes, job.retries = job.attempt + 1, 0, 0
     job.deadline_ms, job.ends_ms, job.ended_ms, job.result = 0, 0, 0, None
     job.tiers, job.route, job.queue, job.back, job.told, job.reason = (), b"", INGRESS, "", "", "revived"
-    job.flight = ""
+    job.flight, job.patient = "", False
     job.started, job.written = False, 0
     store.put_back(job)
     store.emit(job, "restarted", data=b"revived")

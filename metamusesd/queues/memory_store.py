@@ -55,6 +55,7 @@ class Job:
 
     aged: bool = False  # as it was claimed the last time
     flight: str = ""
+    patient: bool = False  # no class time-out ends it: it leads for a higher class, or inherited a started flight
     raised: bool = False  # a follower of a higher class has come since the last append
 
     @property

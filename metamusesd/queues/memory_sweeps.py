@@ -81,7 +81,8 @@ class Sweep:
             for queue in (INGRESS, *self._tiers):
                 for job in self._store.waiting(queue):
                     late = self._now_ms - job.submitted_ms >= bounds.timeout_ms
-                    if job.priority == priority and late and job.attempt == 1 and not job.started:
+                    untried = job.attempt == 1 and not (job.started or job.patient)
+                    if job.state in ("queued", "ready") and job.priority == priority and late and untried:
                         self._time_out(job, delay)
 
     def _time_out(self, job: Job, delay: bool) -> None:
@@ -91,6 +92,15 @@ class Sweep:
             self._store.put_back(job)
         else:
             self._store.refuse(job)
+            self._time_out_heirs(job)
+
+    def _time_out_heirs(self, job: Job) -> None:
+        """Whose own time is out goes with the leader: not one a sweep."""
+        heir = self._store.jobs.get(self._store.leaders.get(job.flight, ""))
+        if heir is None or heir.state in TERMINAL or heir.patient or heir.priority != job.priority:
+            return
+        if self._now_ms - heir.submitted_ms >= self._store.limits.classes[heir.priority].timeout_ms:
+            self._time_out(heir, delay=False)
 
     def _sweep_leases(self, suspects: set[Suspect]) -> None:
         for job in self._live():

@@ -39,6 +39,7 @@ VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 
 CLAIM_WIDTH = 15
 RECOUNT_MS, RECOUNT_JOBS = 30_000, 1000  # how often the counters are mended, and what one call counts: some 5 ms
+FORGET_PASSES = 20
 DEFAULTS = Limits()
 T = TypeVar("T")
 R = TypeVar("R")
@@ -95,12 +96,17 @@ class RedisQueue(RedisViews):
 
     async def forget(self, *, tenant: str = "", muse: str = "", model: str = "", tag: str = "") -> int:
         """See base.Queue and lua/forget.lua."""
-        cursor, removed = b"0", 0
-        while True:
-            reply = await self._door.script("forget", cursor, BATCH, tenant, muse, model, tag)
-            cursor, removed = reply[0], removed + int(reply[1])
-            if cursor == b"0":
-                return removed
+        removed = 0
+        for _ in range(FORGET_PASSES):
+            cursor, before = b"0", removed
+            while True:
+                reply = await self._door.script("forget", cursor, BATCH, tenant, muse, model, tag)
+                cursor, removed = reply[0], removed + int(reply[1])
+                if cursor == b"0":
+                    break
+            if removed == before:  # hits move answers to the end while this goes through them
+                break
+        return removed
 
     async def revive(self, id: str) -> str:
         """See base.Queue and lua/revive.lua."""
@@ -161,8 +167,10 @@ class RedisQueue(RedisViews):
         delays = ",".join(str(int(bounds.timeout_action == "delay")) for bounds in limits.classes)
         rules = (limits.strand_ms, _by_class(limits, "timeout_ms"), delays)
         args: list[Argument] = [*self._ends, owner, int(takeover), *rules, len(tiers), *tiers, *doubted]
-        pairs, *lists, more = await self._door.script("reap", *args)
-        await self._door.script("recount", RECOUNT_MS, RECOUNT_JOBS)
+        try:
+            pairs, *lists, more = await self._door.script("reap", *args)
+        finally:  # it mends what may be in the way of the other
+            await self._door.script("recount", RECOUNT_MS, RECOUNT_JOBS)
         suspects = tuple(Suspect(id.decode(), int(end)) for id, end in zip(pairs[::2], pairs[1::2], strict=True))
         requeued, expired, woken, timed_out, rerouted = (tuple(id.decode() for id in ids) for ids in lists)
         return Reaped(suspects, requeued, expired, woken, timed_out, rerouted, bool(more))

@@ -122,3 +122,40 @@ async def test_foreign_keys_cost_answers_and_no_job(bench: Bench) -> None:
     await keep(bench, "c", "k3")
     assert (await ask(bench.queue, "k3")).value == b"v"
     await bench.door.ask("DEL", f"{prefix}:asked:user")
+
+
+async def test_a_purge_under_traffic_finds_all(bench: Bench) -> None:
+    """Hits move answers to the end while it goes through them."""
+    keys = [f"k{n}" for n in range(1100)]
+    for key in keys:
+        if bench.door is None:
+            bench.queue.remember(Kept(key, b"v", LABELS))  # type: ignore[attr-defined]
+        else:
+            prefix = bench.queue.prefix  # type: ignore[attr-defined]
+            await bench.door.ask("HSET", f"{prefix}:answer:{key}", "value", "v", "labels", LABELS)
+            await bench.door.ask("ZADD", f"{prefix}:answers", 1, key)
+            await bench.door.ask("PEXPIRE", f"{prefix}:answer:{key}", 60_000)
+    async with asyncio.TaskGroup() as group:
+        purge = group.create_task(bench.queue.forget(tenant="t1"))
+        for first in range(0, 1100, 100):
+            await bench.queue.recall([Recall("x", (key,)) for key in keys[first : first + 100]])
+    assert purge.result() <= 1100
+    assert not [found for found in await bench.queue.recall([Recall("x", (key,)) for key in keys[:1000]]) if found.key]
+
+
+async def test_a_full_memory_keeps_no_answers(bench: Bench) -> None:
+    """The job ends; its answer is not worth running over the limit for."""
+    if bench.door is None:
+        pytest.skip("the fake has no memory limit")
+    await keep(bench, "a", "k1")
+    claim = await bench.run("b")
+    used = next(
+        line for line in (await bench.door.ask("INFO", "memory")).split(b"\r\n") if line.startswith(b"used_memory:")
+    )
+    await bench.door.ask("CONFIG", "SET", "maxmemory", int(used.split(b":")[1]) // 2)
+    try:
+        end = Settlement("b", claim.token, "done", encode_result(Result(request_id="b")), Kept("k2", b"v", LABELS))
+        assert await bench.queue.settle([end]) == [OK]
+        assert [(await ask(bench.queue, key)).key for key in ("k1", "k2")] == ["k1", ""]
+    finally:
+        await bench.door.ask("CONFIG", "SET", "maxmemory", 0)

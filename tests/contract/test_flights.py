@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
-from metamusesd.job import Result, decode_result, encode_result
-from metamusesd.queues.base import INGRESS, Append, Claim, Fault, Requeue, Routed, Settlement, Verdict
+from metamusesd.job import CacheNote, Result, Route, decode_result, encode_result, encode_route
+from metamusesd.queues.base import (
+    INGRESS,
+    Append,
+    Claim,
+    ClassLimits,
+    Fault,
+    Limits,
+    Requeue,
+    Routed,
+    Settlement,
+    Verdict,
+)
 from tests.contract.bench import CANCELLED, OK, Bench
 
 FLIGHT = "0f" * 16
@@ -42,7 +55,8 @@ async def test_fifty_equal_jobs_are_computed_once(bench: Bench) -> None:
         result = decode_result(await bench.queue.result(id) or b"")
         assert result.request_id == id and result.content == 'He said "latency_ms":9, "from_cache":false'
         assert result.from_cache and result.cache is not None and result.cache.kind == "flight"
-        assert result.cache.reason == "the run of j0" and result.latency_ms != 7.5
+        assert result.cache.reason == "an equal job was under way" and result.cache.score == 1
+        assert result.latency_ms != 7.5 and result.timings.total_ms == result.latency_ms
         kinds = [event.kind for event in await bench.queue.events(id)]
         assert kinds == ["started", "token", "done"]
     mail = await bench.queue.mail("box")
@@ -202,3 +216,133 @@ async def test_a_follower_stands_where_its_leader_stands(bench: Bench) -> None:
     await bench.claim("heavy", 0, routed=routed)
     position = await bench.queue.position("b")
     assert position is not None and (position.state, position.queue, position.ahead) == ("following", "fast", 0)
+
+
+async def test_what_is_wrong_for_all_is_told_to_all(bench: Bench) -> None:
+    """An error of the request itself: the followers need not fail one after another."""
+    (leader,) = await fly(bench, "a", "b", "c")
+    error = {"code": "context_overflow", "message": "x"}
+    raw = encode_result(Result(request_id="a", state="failed", error=error))
+    assert await bench.queue.settle([Settlement("a", leader.token, "failed", raw)]) == [OK]
+    assert await states(bench, "a", "b", "c") == ["failed"] * 3
+    result = decode_result(await bench.queue.result("c") or b"")
+    assert result.request_id == "c" and result.error == error
+
+
+LIKE = encode_route(Route(tiers=("fast",), lookup=CacheNote(kind="flight", score=0.96, entry="e", reason="synonym")))
+
+
+async def follow_by_meaning(bench: Bench, id: str, flight: str = FLIGHT) -> None:
+    await bench.submit(id)
+    (claim,) = await bench.claim(INGRESS)
+    assert not await bench.claim("fast", routed=(Routed(id, claim.token, ("fast",), LIKE, flight),))
+
+
+async def test_who_follows_by_meaning_keeps_the_note_of_that(bench: Bench) -> None:
+    """Its result says with what score and why it was taken for the same question."""
+    (leader,) = await fly(bench, "a")
+    await follow_by_meaning(bench, "b")
+    await bench.queue.settle([done(leader)])
+    note = decode_result(await bench.queue.result("b") or b"").cache
+    assert note == CacheNote(kind="flight", score=0.96, entry="e", reason="synonym")
+
+
+async def test_who_follows_by_meaning_does_not_die_with_its_leader(bench: Bench) -> None:
+    """It never crashed anything: it runs, with the leader's crashes against it, so alone."""
+    (leader,) = await fly(bench, "a")
+    await follow_by_meaning(bench, "b")
+    for fault in (Fault.CRASH, Fault.CRASH, Fault.CRASH_ALONE):
+        await bench.queue.requeue([Requeue(leader.id, leader.token, "worker_died", fault)])
+        (leader,) = await bench.claim("fast")
+    assert (leader.id, leader.crashes) == ("b", 3)
+    assert await states(bench, "a") == ["dead"]
+
+
+async def test_huge_answers_are_not_copied_for_ever(bench: Bench) -> None:
+    """Over some megabytes the rest of the followers is routed again: the cache has the answer for them."""
+    ids = [f"j{n:02}" for n in range(30)]
+    (leader,) = await fly(bench, *ids)
+    await bench.queue.settle([done(leader, "x" * 1_000_000)])
+    ended = (await states(bench, *ids)).count("done")
+    if bench.door is None:
+        assert ended == 30  # the fake has no server that could be held up
+        return
+    assert 2 < ended < 10
+    assert len(await bench.claim(INGRESS)) == 30 - ended
+
+
+async def test_class_time_outs_in_a_flight(bench: Bench) -> None:
+    """All whose time is out go in one sweep; an heir of a leader that had run, and who leads a higher class, do not."""
+    classes = (ClassLimits(timeout_ms=200), ClassLimits(timeout_ms=200), ClassLimits(), ClassLimits(timeout_ms=50))
+    bench.queue = await bench.again(replace(Limits(), classes=classes))
+    ids = [f"j{n:02}" for n in range(40)]
+    await bench.submit(*ids)
+    routed = tuple(Routed(each.id, each.token, ("fast",), b"{}", FLIGHT) for each in await bench.claim(INGRESS))
+    await bench.claim("heavy", 0, routed=routed)
+    running, lifted = await fly_other(bench, "run", "heir"), await fly_other(bench, "low", "urgent")
+    assert [claim.id for claim in running] == ["run"] and not lifted
+    await bench.queue.cancel("run")
+    async with asyncio.timeout(10):
+        while "ready" in await states(bench, *ids):
+            await bench.queue.reap("host-a:1", tiers=["fast", "heavy"])
+            left = [state for state in await states(bench, *ids) if state != "failed"]
+            assert len(left) in (0, 40)
+            await asyncio.sleep(0.02)
+    assert await states(bench, "heir", "low", "urgent") == ["ready", "ready", "following"]
+
+
+async def fly_other(bench: Bench, first: str, second: str) -> list[Claim]:
+    """Two jobs of another flight, `low` of class low and `urgent` of class critical; claimed unless they are those."""
+    claims = []
+    for id, priority in ((first, 0 if first == "low" else 1), (second, 3 if second == "urgent" else 1)):
+        await bench.submit(id, priority=priority)
+        (claim,) = await bench.claim(INGRESS)
+        routed = (Routed(id, claim.token, ("heavy",), b"{}", first),)
+        claims += await bench.claim("heavy", int(first != "low"), routed=routed)
+    return claims
+
+
+async def test_a_leader_that_leaves_in_the_call_in_which_another_joins(bench: Bench) -> None:
+    """Nobody follows a flight that is not there any more."""
+    (leader,) = await fly(bench, "a")
+    await bench.queue.requeue([Requeue("a", leader.token, "why", reroute=True)])
+    await bench.submit("b")
+    claims = {claim.id: claim.token for claim in await bench.claim(INGRESS)}
+    routed = (
+        Routed("b", claims["b"], ("fast",), b"{}", FLIGHT), Routed("a", claims["a"], ("fast",), b"{}", "1e" * 16),
+    )  # fmt: skip
+    assert sorted(claim.id for claim in await bench.claim("fast", routed=routed)) == ["a", "b"]
+
+
+async def test_an_heir_has_its_marker(bench: Bench) -> None:
+    """The leader's deadline passes in its queue; the claim that finds it out wakes whoever takes the heir."""
+    await bench.submit("a", deadline_ms=30)
+    await bench.submit("b")
+    routed = tuple(Routed(each.id, each.token, ("fast",), b"{}", FLIGHT) for each in await bench.claim(INGRESS))
+    await bench.claim("heavy", 0, routed=routed)
+    await bench.queue.wait(["fast"], 5)
+    await asyncio.sleep(0.05)
+    claims = await bench.claim("fast", 1)
+    assert claims or await bench.queue.wait(["fast"], 5)
+    assert [claim.id for claim in claims or await bench.claim("fast")] == ["b"]
+
+
+async def test_two_tenants_never_fly_together(bench: Bench) -> None:
+    """Even if somebody gives both the same digest."""
+    assert len(await fly(bench, "a", tenant="t1")) == len(await fly(bench, "b", tenant="t2")) == 1
+
+
+async def test_a_spoilt_flight_stops_nobody(bench: Bench) -> None:
+    """A key of a wrong type in its place: followers can be cancelled and expire, and all else is swept."""
+    if bench.door is None:
+        pytest.skip("the fake has no keys that somebody could spoil")
+    prefix = bench.queue.prefix  # type: ignore[attr-defined]
+    await fly(bench, "a", "b", "c", deadline_ms=1000)
+    await bench.door.ask("SET", f"{prefix}:flight:{FLIGHT}", "spoilt", "PX", 60_000)
+    assert await bench.queue.cancel("b") == "cancelled"
+    await bench.submit("other", deadline_ms=1)
+    expired: set[str] = set()
+    async with asyncio.timeout(10):
+        while expired != {"a", "c", "other"}:
+            expired |= set((await bench.queue.reap("host-a:1")).expired)
+            await asyncio.sleep(0.02)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metamusesd.errors import MetamusesdError
-from metamusesd.job import CacheNote, Result, decode_result, encode_result
+from metamusesd.job import CacheNote, Result, Route, Timings, decode_result, encode_result, encode_route
 from metamusesd.queues.answers import Kept, Recall
 from metamusesd.queues.base import (
     INGRESS,
@@ -45,6 +45,7 @@ LIMITS = Limits(max_jobs=5, max_tenant_jobs=3, max_crashes=2, classes=CLASSES)
 LEASE_MS = 600_000
 IDS, TIERS, OWNERS = "abcdefg", ("fast", "heavy"), ("h:1", "h:2", "g:1")
 CONTENT = 'é "latency_ms":7,"from_cache":false,"cache":{} \\ end\n'  # what the scripts must not take for fields
+LIKE = encode_route(Route(tiers=(), lookup=CacheNote(kind="flight", score=0.9, entry="e", reason='} "lookup":{')))
 START_MS = time.time_ns() // 1_000_000
 _runs = itertools.count()
 
@@ -55,12 +56,19 @@ submits = st.tuples(
 )
 wants = st.lists(st.tuples(st.sampled_from([INGRESS, *TIERS]), st.integers(0, 3), priorities), min_size=1, max_size=3)
 flights = st.sampled_from(["", "f", "f", "g"])
-moves = st.lists(st.tuples(which, st.sampled_from([("fast",), ("heavy",), TIERS]), flights), max_size=3)
+moves = st.lists(st.tuples(which, st.sampled_from([("fast",), ("heavy",), TIERS]), flights, flags), max_size=3)
 calls = st.one_of(
     submits,
     st.tuples(st.just("claim"), st.sampled_from(OWNERS), wants, moves, flags),
     st.tuples(st.just("append"), which, st.integers(0, 4), st.text("aé🙂", max_size=4)),
-    st.tuples(st.just("settle"), which, st.sampled_from(["done", "failed"]), flags, st.sampled_from(["", "k1", "k2"])),
+    st.tuples(
+        st.just("settle"),
+        which,
+        st.sampled_from(["done", "failed"]),
+        flags,
+        st.sampled_from(["", "k1", "k2"]),
+        st.sampled_from(["engine_failed", "invalid_grammar"]),
+    ),
     st.tuples(st.just("recall"), ids, st.sampled_from([("k1",), ("k2", "k1"), ()]), st.sampled_from(["", "u"])),
     st.tuples(st.just("complain"), ids),
     st.tuples(st.just("forget"), st.sampled_from(["", "t1"]), st.sampled_from(["", "red"])),
@@ -87,7 +95,7 @@ def plain(answer: object) -> object:
         return replace(answer, submitted_ms=0, ended_ms=min(answer.ended_ms, 1))
     if isinstance(answer, JobEvent):
         if b'"request_id"' in answer.data:
-            result = msgspec.structs.replace(decode_result(answer.data), latency_ms=0)
+            result = msgspec.structs.replace(decode_result(answer.data), latency_ms=0, timings=Timings())
             answer = replace(answer, data=repr(result).encode())
         return replace(answer, cursor="")
     return answer
@@ -111,7 +119,9 @@ class Replay:
 
     async def _claim(self, owner: str, wants: list, moves: list, repeat: bool) -> object:  # type: ignore[type-arg]
         self.nonces += 1
-        routed = [Routed(*self.token(age), tiers, b"{}", flight) for age, tiers, flight in moves]
+        routed = [
+            Routed(*self.token(age), tiers, LIKE if similar else b"{}", flight) for age, tiers, flight, similar in moves
+        ]
         args = (owner, f"n{self.nonces}", [Want(*want) for want in wants], routed)
         claims = await self.queue.claim(*args, lease_ms=LEASE_MS)
         if repeat and claims:
@@ -122,10 +132,13 @@ class Replay:
     async def _append(self, age: int, offset: int, text: str) -> object:
         return await self.queue.append([Append(*self.token(age), offset, text, 1)])
 
-    async def _settle(self, age: int, state: str, ours: bool, key: str) -> object:
+    async def _settle(self, age: int, state: str, ours: bool, key: str, code: str) -> object:
         id, token = self.token(age)
         note = CacheNote(kind="exact" if key == "k1" else "semantic", score=0.5, entry=key, reason='a } "cache":')
-        result = Result(request_id=id, state=state, content=CONTENT, tokens_generated=3, cache=note if key else None)
+        error = {"code": code, "message": "x"} if state == "failed" else None
+        result = Result(
+            request_id=id, state=state, content=CONTENT, tokens_generated=3, error=error, cache=note if key else None
+        )
         labels = b'{"tenant":"t1","muse":"m","model":"x","tags":"blue red"}' if key == "k1" else b'{"tenant":"t2"}'
         answer = Kept(key, b"value " + token.encode(), labels) if key else None
         raw = encode_result(result) if ours else b"{}"

@@ -26,9 +26,9 @@ local HEAD, ROUTED, SKIPS = 8, 5, 200 -- SKIPS: dead or expired entries that one
 local CLOCK_MS = 1000 -- submitted later than this from now: before the clock was put back, so it has waited longest
 local REPEAT_MS = 3600000 -- how long a claim may be repeated: Redis may be away for longer than a lease
 local FIELDS = {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'deadline', 'reply_to', 'stream',
-                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries', 'flight'}
-local LEADING = {queued = true, ready = true, running = true, delayed = true}
-local MOST_FOLLOWERS = 256
+                'queue', 'tiers', 'started', 'body', 'route', 'submitted', 'claimed', 'retries', 'flight', 'patient'}
+local LEADING = {queued = true, ready = true, running = true} -- a retry is waited for by nobody else
+local MOST_FOLLOWERS, FLIGHT_TTL_MS = 256, '86400000'
 local owner, nonce, lease_ms, n_wants = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
 local reply, taken_ids, fetched, aged, lease_end = {}, {}, {}, {}, nil
 
@@ -79,7 +79,8 @@ local function repeated()
   return true
 end
 
--- The leader gets a higher class. `routed`: it was routed in this call, and stands nowhere yet.
+-- The leader gets a higher class, and no class time-out any more: it has neither class' patience. `routed`: it was routed
+-- in this call, and stands nowhere yet.
 local function raise(id, job, prio, routed)
   local whole = routed and read(id) or job
   local score = format('%.0f', (3 - prio) * STRIDE + score_of(whole) % STRIDE)
@@ -88,23 +89,26 @@ local function raise(id, job, prio, routed)
   counting().count(id, whole, 1)
   if not routed and (job.state == 'ready' or job.state == 'queued') then
     moves().take_out(id, job)
-    moves().put_back(id, job, 'prio', prio, 'score', score)
+    moves().put_back(id, job, 'prio', prio, 'score', score, 'patient', '1')
   elseif job.state == 'running' and not routed then
-    call('HSET', key_of(id), 'prio', prio, 'score', score, 'raised', '1') -- its holder hears of it from append
+    call('HSET', key_of(id), 'prio', prio, 'score', score, 'patient', '1', 'raised', '1') -- its holder hears of it from append
     if job.owner ~= '' then arm('cancels:' .. job.owner) end
   else
-    call('HSET', key_of(id), 'prio', prio, 'score', score)
+    call('HSET', key_of(id), 'prio', prio, 'score', score, 'patient', '1')
   end
   if not routed then fetched[id] = nil end
 end
 
--- Whether the job follows another one from now on.
+-- The job is of this flight from now on, and of no other.
+local function change(id, job, flight)
+  if job.flight == flight then return end
+  if job.flight ~= '' then flights().ended(id, job, 'left') end
+  job.flight = flight
+  call('HSET', key_of(id), 'flight', flight)
+end
+
+-- Whether the job follows another one of its flight from now on.
 local function follows(id, job, flight)
-  if job.flight ~= flight then
-    if job.flight ~= '' then flights().ended(id, job, 'left') end
-    job.flight = flight
-    call('HSET', key_of(id), 'flight', flight)
-  end
   if flight == '' then return false end
   local key = p .. ':flight:' .. flight
   local leader = redis.pcall('HGET', key, 'leader')
@@ -114,13 +118,18 @@ local function follows(id, job, flight)
   if not other or other.flight ~= flight or not LEADING[other.state] then
     call('HDEL', key, 'f:' .. id)
     call('HSET', key, 'leader', id)
+    call('PEXPIRE', key, FLIGHT_TTL_MS) -- recount.lua frees who follows what has vanished
     return false
+  elseif other.tenant ~= job.tenant then
+    return false -- the digest holds the tenant: whoever gave this one did not make it as we do
   elseif call('HLEN', key) > MOST_FOLLOWERS then
     job.flight = ''
     call('HSET', key_of(id), 'flight', '')
     return false
   end
   call('HSET', key, 'f:' .. id, score_of(job))
+  call('PEXPIRE', key, FLIGHT_TTL_MS)
+  call('HSET', key_of(id), 'state', 'following') -- at once: its leader may leave in this very call
   if tonumber(job.prio) > tonumber(other.prio) then raise(leader, other, job.prio, routed) end
   return true
 end
@@ -138,9 +147,9 @@ local function route()
   end
   if #ids == 0 then return end
   call('ZREM', p .. ':leases', unpack(ids))
+  for _, id in ipairs(ids) do change(id, fetched[id], fetched[id].joins) end -- who leaves hands over first
   for _, id in ipairs(ids) do
-    local job = fetched[id]
-    if (job.joins ~= '' or job.flight ~= '') and follows(id, job, job.joins) then job.state = 'following' end
+    if follows(id, fetched[id], fetched[id].joins) then fetched[id].state = 'following' end
   end
   for _, id in ipairs(ids) do
     local job = fetched[id]
@@ -271,7 +280,7 @@ for a = HEAD, HEAD + 3 * n_wants - 1, 3 do
   local more = count > 0 and take_from(queue, count, floor)
   if more or count == 0 then
     touched[queue] = true
-  elseif floor == 0 then -- the queue is empty now; above a floor nobody knows, and re-arming would spin
+  elseif floor == 0 and call('EXISTS', queue_key(queue)) == 0 then -- above a floor nobody knows, and re-arming would spin
     emptied[#emptied + 1] = p .. ':marker:' .. queue
     touched[queue] = nil
   end

@@ -68,7 +68,7 @@ end
 local function read(id, names)
   names = names or {'state', 'token', 'prio', 'score', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline',
                     'reply_to', 'stream', 'queue', 'tiers', 'started', 'written', 'owner', 'back', 'retries',
-                    'submitted', 'flight'}
+                    'submitted', 'flight', 'patient'}
   local values, job = redis.pcall('HMGET', key_of(id), unpack(names)), {} -- an error: the key is of a wrong type
   if not values[1] then return nil end
   for i = 1, #names do job[names[i]] = values[i] or default_of(names[i]) end
@@ -200,7 +200,7 @@ local function moves()
     if job.state == 'ready' then
       for tier in string.gmatch(job.tiers, '%S+') do call('ZREM', p .. ':ready:' .. tier, id) end
     elseif job.state == 'following' then
-      call('HDEL', p .. ':flight:' .. job.flight, 'f:' .. id)
+      redis.pcall('HDEL', p .. ':flight:' .. job.flight, 'f:' .. id) -- an error: somebody else's key
     else
       local place = job.state == 'running' and ':leases' or job.state == 'delayed' and ':delayed' or ':ingress'
       call('ZREM', p .. place, id)
@@ -289,6 +289,9 @@ end
 -- lease and in no queue, each with its own deadline. p:flight:<digest> has `leader` = id and, of each follower, `f:<id>` =
 -- its score. Every way in which a leader can end goes through `finish`, and so through `ended`. Made on demand: ended.
 flights = function()
+  local MOST_BYTES = 8388608 -- of shared results in one call: some 50 ms; who is left over is routed again
+  local SAME_FOR_ALL = {invalid_request = true, context_overflow = true, invalid_grammar = true, template_failed = true}
+  local EQUAL_NOTE = '{"kind":"flight","score":1,"age_s":0,"entry":"","reason":"an equal job was under way"}'
   local move = moves()
 
   -- The followers that are alive, the best first.
@@ -296,61 +299,93 @@ flights = function()
     local fields, found = call('HGETALL', key), {}
     for i = 1, #fields, 2 do
       local id = string.match(fields[i], '^f:(.+)$')
-      local job = id and read(id)
-      if job and job.state == 'following' then found[#found + 1] = {id, job, tonumber(score_of(job))} end
+      if id and redis.pcall('HGET', key_of(id), 'state') == 'following' then
+        found[#found + 1] = {id = id, score = tonumber(fields[i + 1]) or 0}
+      end
     end
-    table.sort(found, function(one, other) return one[3] < other[3] end)
+    table.sort(found, function(one, other) return one.score < other.score end)
     return found
   end
 
-  -- The leader's result for a follower, or nil when it has not our form. The patterns meet nothing of the answer's text:
-  -- quotes are escaped in there. `cache` is the last field.
-  local function share(result, leader, id, waited_ms)
+  -- How the leader's result is shared, or nil when it must not be: it has not our form, or it is an error that may be the
+  -- leader's alone. The patterns meet nothing of the answer's text: quotes are escaped in there. `cache` is the last field.
+  local function shareable(result, leader, state)
     local head = '{"request_id":"' .. leader .. '"'
-    if string.sub(result, 1, #head) ~= head then return nil end
-    local body = string.gsub(string.sub(result, #head + 1), '"latency_ms":[%d.eE+-]+', '"latency_ms":' .. waited_ms, 1)
-    body = string.gsub(body, '"from_cache":false', '"from_cache":true', 1)
-    return '{"request_id":"' .. id .. '"' .. (string.match(body, '^(.*),"cache":') or string.sub(body, 1, -2))
-      .. ',"cache":{"kind":"flight","score":1,"age_s":0,"entry":"","reason":"the run of ' .. leader .. '"}}'
-  end
-
-  local function deliver(leader, result, id, job)
-    local mine = share(result, leader, id, format('%.0f', math.max(0, now - (tonumber(job.submitted) or now))))
-    job.flight = ''
-    call('HSET', key_of(id), 'flight', '')
-    if not mine then move.put_back(id, job) return end
     local whole, answer = pcall(cjson.decode, result)
-    emit(id, job, 'kind', 'started', 'attempt', job.attempt)
-    if whole and type(answer.content) == 'string' and answer.content ~= '' then
-      emit(id, job, 'kind', 'token', 'attempt', job.attempt, 'offset', '0', 'text', answer.content, 'tokens',
-           format('%d', tonumber(answer.tokens_generated) or 0))
-    end
-    move.finish(id, job, 'done', mine)
+    if string.sub(result, 1, #head) ~= head or not whole then return nil end
+    if state ~= 'done' and not (type(answer.error) == 'table' and SAME_FOR_ALL[answer.error.code]) then return nil end
+    local body = string.gsub(string.sub(result, #head + 1), '"from_cache":false', '"from_cache":true', 1)
+    body = string.match(body, '^(.*),"cache":') or string.sub(body, 1, -2)
+    local first, rest = string.match(body, '^(.-)"latency_ms":[%d.eE+-]+(.*)$')
+    if not first then return nil end
+    local middle, last = string.match(rest, '^(.*)"timings":%b{}(.*)$')
+    local text = state == 'done' and type(answer.content) == 'string' and answer.content or ''
+    return {first = first, middle = middle or rest, last = last, text = text, bytes = #result + #text,
+            tokens = format('%d', tonumber(answer.tokens_generated) or 0)}
   end
 
-  -- The first follower leads, and what crashed under the old leader counts: equal poison crashes as one.
+  local function deliver(shared, state, id, job)
+    local ms = format('%.0f', math.max(0, now - (tonumber(job.submitted) or now)))
+    local note = string.match(call('HGET', key_of(id), 'route') or '', '"lookup":({"kind":"flight".*})}$')
+    local timings = shared.last and '"timings":{"queue_ms":' .. ms .. ',"route_ms":0,"ttft_ms":' .. ms
+      .. ',"decode_ms":0,"total_ms":' .. ms .. '}' .. shared.last or ''
+    local result = '{"request_id":"' .. id .. '"' .. shared.first .. '"latency_ms":' .. ms .. shared.middle .. timings
+      .. ',"cache":' .. (note or EQUAL_NOTE) .. '}'
+    job.flight = ''
+    if shared.text ~= '' then
+      emit(id, job, 'kind', 'started', 'attempt', job.attempt)
+      emit(id, job, 'kind', 'token', 'attempt', job.attempt, 'offset', '0', 'text', shared.text, 'tokens', shared.tokens)
+    end
+    move.finish(id, job, state, result)
+  end
+
+  -- The first follower leads, and what crashed under the old leader counts: equal poison crashes as one. When the old one
+  -- had started, the heir is not to blame for the time that this took: no class time-out ends it.
   local function hand_over(key, followers, old)
-    local id, job = followers[1][1], followers[1][2]
+    local id = followers[1].id
+    local job = read(id)
     call('HDEL', key, 'f:' .. id)
     call('HSET', key, 'leader', id)
     local crashes = math.max(tonumber(job.crashes) or 0, tonumber(old.crashes) or 0)
-    move.put_back(id, job, 'crashes', format('%d', crashes))
+    local patient = (old.started == '1' or old.patient == '1') and '1' or job.patient
+    move.put_back(id, job, 'crashes', format('%d', crashes), 'patient', patient)
+  end
+
+  -- Alone from here on, with these crashes; `again`: to be routed again, where the cache may have the answer.
+  local function let_go(id, job, crashes, again)
+    if again then job.tiers = '' end
+    job.flight = ''
+    move.put_back(id, job, 'flight', '', 'tiers', job.tiers, 'crashes', crashes)
+  end
+
+  -- The leader was quarantined: whoever asked the same is, too, with its evidence. Who only meant the same runs alone.
+  local function follow_to_the_grave(id, follower, leader, crashes)
+    local job = read(follower)
+    if string.find(call('HGET', key_of(follower), 'route') or '', '"lookup":{"kind":"flight"', 1, true) then
+      return let_go(follower, job, crashes)
+    end
+    local evidence = call('HGET', key_of(leader), 'evidence') or ''
+    call('HSET', key_of(follower), 'crashes', crashes, 'reason', 'leader_died', 'evidence', evidence)
+    job.crashes = crashes
+    move.bury(follower, job)
   end
 
   -- A job of a flight has ended in this way, or has `left` it. What its end means for those that follow it.
   local function ended(id, job, state, result)
     local key = p .. ':flight:' .. job.flight
     if redis.pcall('HGET', key, 'leader') ~= id then return end
-    local followers = followers_of(key)
-    if #followers > 0 and state ~= 'done' and state ~= 'dead' then return hand_over(key, followers, job) end
+    local followers, budget = followers_of(key), MOST_BYTES
+    local shared = #followers > 0 and (state == 'done' or state == 'failed') and shareable(result, id, state)
+    if #followers > 0 and not shared and state ~= 'done' and state ~= 'dead' then return hand_over(key, followers, job) end
     call('DEL', key)
-    local evidence = state == 'dead' and call('HGET', key_of(id), 'evidence')
     for _, follower in ipairs(followers) do
-      if state == 'done' then
-        deliver(id, result, follower[1], follower[2])
+      if state == 'dead' then
+        follow_to_the_grave(id, follower.id, id, job.crashes)
+      elseif shared and budget > 0 then
+        budget = budget - shared.bytes
+        deliver(shared, state, follower.id, read(follower.id))
       else
-        call('HSET', key_of(follower[1]), 'crashes', job.crashes, 'reason', 'leader_died', 'evidence', evidence or '')
-        move.bury(follower[1], follower[2])
+        let_go(follower.id, read(follower.id), '0', shared)
       end
     end
   end

@@ -18,7 +18,7 @@ local note = whole and type(answer) == 'table' and answer.cache
 if type(note) ~= 'table' or (note.kind ~= 'exact' and note.kind ~= 'semantic') or type(note.entry) ~= 'string' then
   return 'not_cached'
 end
-if redis.pcall('HSETNX', key_of(id), 'complained', '1') ~= 1 then return 'noted' end
+if redis.pcall('HSETNX', key_of(id), 'complained', '1') == 0 then return 'noted' end -- an error: memory is full
 if note.kind == 'exact' then
   rare().forget(note.entry)
 else

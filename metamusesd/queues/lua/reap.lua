@@ -11,7 +11,8 @@
 -- `<instance>:<nonce>`: for a dispatcher that has just replaced a dead one. Each part does SWEEP entries at most.
 --
 -- Time-outs are for jobs that have never started, and stand in ingress or in one of the tiers. Those of one class stand in
--- the order in which they came, so that only the front of each class is looked at.
+-- the order in which they came, so that only the front of each class is looked at. `patient` jobs have none: they lead a
+-- flight for a higher class, or inherited one that had started.
 -- Stranded: jobs wait in one of the tiers, and no live host has served it for strand_ms. They leave it, and go back to
 -- ingress if no other of their tiers is served.
 -- Server's clock put back: a lease, a host or a delay that ends later than any can, is over as well (the doubt protects
@@ -120,12 +121,20 @@ local function demote(id, job)
   move.put_back(id, job, 'prio', '0', 'score', job.score)
 end
 
-local function refuse(id, job)
+-- Its heirs, if it led a flight, go with it as long as their own time is out: not one a sweep.
+local function refuse(id, job, prio, timeout_ms)
   local jobs = tonumber(call('HGET', p .. ':counters', 'jobs') or 0)
   local retry_after_ms = more_of.room_after_ms(jobs, more_of.published('drain_milli_hz').drain_milli_hz)
   move.take_out(id, job)
   move.finish(id, job, 'failed', move.failure(id, job, 'failed', 'The job waited longer than its class may.',
                                               'queue_timeout', retry_after_ms))
+  local heir = job.flight ~= '' and redis.pcall('HGET', p .. ':flight:' .. job.flight, 'leader')
+  local next_one = type(heir) == 'string' and read(heir)
+  if next_one and next_one.patient ~= '1' and tonumber(next_one.prio) == prio
+    and now - (tonumber(next_one.submitted) or now) >= timeout_ms then
+    timed_out[#timed_out + 1] = heir
+    return refuse(heir, next_one, prio, timeout_ms) -- a tail call
+  end
 end
 
 local function sweep_class(queue, prio, timeout_ms, delay)
@@ -138,13 +147,13 @@ local function sweep_class(queue, prio, timeout_ms, delay)
       local job = read(id)
       if not job or job.state ~= expected then
         call('ZREM', key, id)
-      elseif job.attempt ~= '1' or job.started == '1' or delay and prio == 0 then
+      elseif job.attempt ~= '1' or job.started == '1' or job.patient == '1' or delay and prio == 0 then
         stay = stay + 1
       elseif now - (tonumber(job.submitted) or now) < timeout_ms then
         return
       else
-        if delay then demote(id, job) else refuse(id, job) end
         timed_out[#timed_out + 1] = id
+        if delay then demote(id, job) else refuse(id, job, prio, timeout_ms) end
       end
     end
     if #ids < STEP then return end

@@ -24,7 +24,7 @@ if job.state ~= 'dead' then return job.state end
 local key, idem_key = key_of(id), rare().own_idem_key(id, job)
 job.attempt, job.tiers = format('%.0f', (tonumber(job.attempt) or 1) + 1), ''
 call('DEL', p .. ':result:' .. id)
-call('HDEL', key, 'deadline', 'ended', 'told', 'back', 'tiers', 'route', 'flight')
+call('HDEL', key, 'deadline', 'ended', 'told', 'back', 'tiers', 'route', 'flight', 'patient')
 call('PERSIST', key)
 reopen(p .. ':events:' .. id)
 if idem_key then call('PERSIST', idem_key) else call('HDEL', key, 'idem') end

@@ -11,7 +11,7 @@
 
 local WIDTH, HEAD = 9, 6
 local FIELDS = {'state', 'token', 'attempt', 'crashes', 'tenant', 'bytes', 'idem', 'deadline', 'reply_to', 'queue',
-                'prio', 'score', 'flight', 'stream'}
+                'prio', 'score', 'flight', 'stream', 'started', 'patient'}
 local EVICTIONS = 50 -- of one call
 
 local function check()
@@ -50,14 +50,16 @@ local function make_room()
   end
 end
 
--- Whatever is in the way here, the job ends all the same.
+-- Before anything of this call is removed, so that a full memory refuses it: answers are not worth running over. Whatever
+-- is in the way here, the job ends all the same.
 local function remember(key, answer, labels)
-  rare().forget(key)
-  local bytes = format('%d', #key + #answer + #labels)
+  local old = tonumber(redis.pcall('HGET', sizes, key) or nil) or 0
+  local bytes, kept = #key + #answer + #labels, p .. ':answer:' .. key
+  if redis.pcall('TYPE', kept).ok ~= 'hash' then old = 0 end
+  if type(redis.pcall('HSET', kept, 'value', answer, 'labels', labels)) == 'table' then return end -- an error
   for _, command in ipairs({
-    {'HSET', p .. ':answer:' .. key, 'value', answer, 'labels', labels}, {'PEXPIRE', p .. ':answer:' .. key, ARGV[4]},
-    {'ZADD', answers, now_text, key}, {'HSET', sizes, key, bytes}, {'HINCRBY', sizes, 'sum', bytes},
-    {'PEXPIRE', answers, ARGV[4]}, {'PEXPIRE', sizes, ARGV[4]},
+    {'PEXPIRE', kept, ARGV[4]}, {'ZADD', answers, now_text, key}, {'HSET', sizes, key, format('%d', bytes)},
+    {'HINCRBY', sizes, 'sum', format('%d', bytes - old)}, {'PEXPIRE', answers, ARGV[4]}, {'PEXPIRE', sizes, ARGV[4]},
   }) do redis.pcall(unpack(command)) end
   make_room()
 end
@@ -74,11 +76,14 @@ for a = HEAD, #ARGV - 1, WIDTH do
     ids[#ids + 1] = ARGV[a + 1]
   end
 end
+for _, id in ipairs(ids) do
+  local a = jobs[id].at
+  if jobs[id].ends == 'done' and ARGV[a + 5] ~= '' then remember(ARGV[a + 5], ARGV[a + 6], ARGV[a + 7]) end
+end
 if #ids > 0 then call('ZREM', p .. ':leases', unpack(ids)) end
 local move = moves()
 for _, id in ipairs(ids) do
   local a = jobs[id].at
-  if jobs[id].ends == 'done' and ARGV[a + 5] ~= '' then remember(ARGV[a + 5], ARGV[a + 6], ARGV[a + 7]) end
   if ARGV[a + 8] ~= '' then
     emit(id, jobs[id], 'kind', 'started', 'attempt', jobs[id].attempt)
     emit(id, jobs[id], 'kind', 'token', 'attempt', jobs[id].attempt, 'offset', '0', 'text', ARGV[a + 8], 'tokens', ARGV[a + 9])
