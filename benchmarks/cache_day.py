@@ -59,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
       "sorts a list in descending order")),
     ("never", ("What is the weather in {} today?", "How is the weather in {} today?"), ("Paris", "Oslo", "Lima")),
     ("never", ("What is the balance of my {}?", "How much is left on my {}?"), ("account", "gift card")),
+    ("never", ("Why was my {} cancelled?", "Can I see why my {} was cancelled?"), ("order", "flight")),
 )  # fmt: skip
 TENANTS, MUSES = ("acme", "globex", "initech"), ("sage", "jester", "coach", "poet")
 USERS = 40  # of a tenant

@@ -38,7 +38,7 @@ DISTINCT_BARS = {"semantic": "<= 0.02", "daemon": "<= 0.005"}
 QUICK_LINES = 120
 PLAIN_NAME = f"cosine >= {PLAIN}"  # bars stand in its rows
 
-Judge = Callable[[Sequence[float]], tuple[str, list[bool]]]  # cosines → the yardstick's name, and its hits
+Judge = Callable[[Sequence[float]], dict[str, list[bool]]]  # cosines → hits by the yardstick's name; or nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,18 @@ def rows(config: Config, embedder: FastEmbedder, folder: Path, judge: Judge, qui
     ours = _predicted(config, lines, "paraphrase", "semantic", "hit")
     cosines = _cosines(embedder, lines)
     plain = [cosine >= PLAIN for cosine in cosines]
-    name, theirs = judge(cosines)
+    yardsticks = {PLAIN_NAME: plain, **judge(cosines)}
     found = []
     for slice_, belongs in SLICES.items():
-        for label, hits in ((PLAIN_NAME, plain), (name, theirs)):
+        for label, hits in yardsticks.items():
             found += _pair(f"slice {slice_}", slice_, lines, ours, hits, belongs, label)
-    for kind in sorted({line["kind"] for line in lines} - {"natural"}):
-        found += _pair(f"kind {kind}", kind, lines, ours, plain, lambda line, kind=kind: line["kind"] == kind)
+    for kind in sorted({str(line["kind"]) for line in lines} - {"natural"}):
+        found += _pair(f"kind {kind}", kind, lines, ours, plain, _of_kind(kind))
     return found + _distinct(config, embedder, folder, judge, quick)
+
+
+def _of_kind(kind: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda line: bool(line["kind"] == kind)
 
 
 def _pair(
@@ -99,22 +103,15 @@ def _distinct(config: Config, embedder: FastEmbedder, folder: Path, judge: Judge
     lines = _lines(folder / DISTINCT)[: QUICK_LINES if quick else None]
     vectors = np.stack(embedder.embed([line["q"] for line in lines]))
     scores = np.tril(vectors @ vectors.T, -1).max(1)
-    name, theirs = judge([float(score) for score in scores])
-    yardsticks = {PLAIN_NAME: [bool(score >= PLAIN) for score in scores], name: theirs}
+    plain = [bool(score >= PLAIN) for score in scores]
+    yardsticks = {PLAIN_NAME: plain, **judge([float(score) for score in scores])}
     found = []
     for policy, bar in DISTINCT_BARS.items():
         ours = _predicted(config, lines, "distinct", policy, "hit_id")
         for label, hits in yardsticks.items():
-            case = f"distinct, policy {policy}, {len(lines)} problems"
+            case, pair = f"distinct, policy {policy}, {len(lines)} problems", (_share(ours), _share(hits))
             found.append(
-                beside(
-                    "quality: false hits",
-                    case,
-                    "share",
-                    [(_share(ours), _share(hits))],
-                    label,
-                    bar if label == PLAIN_NAME else None,
-                )
+                beside("quality: false hits", case, "share", [pair], label, bar if label == PLAIN_NAME else None)
             )
     return found
 

@@ -27,59 +27,18 @@ SHORT_OPENINGS = ("how can I", "how should I", "how does one")
 LONG_OPENINGS = ("how can I",)
 
 OTHER_THINGS = [
-    "tractor",
-    "violin",
-    "piano",
-    "kayak",
-    "tent",
-    "drone",
-    "ladder",
-    "camera",
-    "kettle",
-    "bicycle",
-    "saddle",
-    "lantern",
-    "anchor",
-    "telescope",
-    "loom",
-    "canoe",
-    "sledge",
-    "forge",
-    "windmill",
-    "compass",
-    "barrel",
-    "trumpet",
-    "hammock",
-    "scooter",
-]
+    "tractor", "violin", "piano", "kayak", "tent", "drone", "ladder", "camera", "kettle", "bicycle", "saddle",
+    "lantern", "anchor", "telescope", "loom", "canoe", "sledge", "forge", "windmill", "compass", "barrel",
+    "trumpet", "hammock", "scooter",
+]  # fmt: skip
 OTHER_STUFF = [
-    "heavy",
-    "antique",
-    "cheap",
-    "foldable",
-    "rusty",
-    "hollow",
-    "painted",
-    "rented",
-    "spare",
-    "noisy",
-    "broken",
+    "heavy", "antique", "cheap", "foldable", "rusty", "hollow", "painted", "rented", "spare", "noisy", "broken",
     "borrowed",
-]
+]  # fmt: skip
 OTHER_PLACES = [
-    "mountains",
-    "desert",
-    "harbour",
-    "forest",
-    "city",
-    "valley",
-    "snow",
-    "rain",
-    "museum",
-    "school",
-    "market",
+    "mountains", "desert", "harbour", "forest", "city", "valley", "snow", "rain", "museum", "school", "market",
     "village",
-]
+]  # fmt: skip
 OTHER_FORMS = (
     "What does a {stuff} {thing} cost in the {place} when it is sold by {seller}?",
     "Who invented the {stuff} {thing} that {seller} showed in the {place}?",
@@ -89,19 +48,9 @@ OTHER_FORMS = (
     "How many of {seller} own a {stuff} {thing} in the {place}?",
 )
 SELLERS = [
-    "farmers",
-    "sailors",
-    "teachers",
-    "nurses",
-    "painters",
-    "monks",
-    "pilots",
-    "bakers",
-    "miners",
-    "judges",
-    "weavers",
-    "shepherds",
-]
+    "farmers", "sailors", "teachers", "nurses", "painters", "monks", "pilots", "bakers", "miners", "judges",
+    "weavers", "shepherds",
+]  # fmt: skip
 NAMES = ["Orla", "Bram", "Juno", "Tavi", "Mirek", "Sanna", "Pell", "Ivo", "Greta", "Lucan", "Noor", "Edda"]
 DEEDS = ["song", "bridge", "comet", "statue", "treaty", "recipe", "novel", "dance", "island", "engine"]
 

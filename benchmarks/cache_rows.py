@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.cache_questions import percentile
 from benchmarks.report import Row, absolute, compare
 
 KINDS = {
@@ -35,6 +36,15 @@ def beside(
     return msgspec.structs.replace(made, yardstick_name=f"{name}; bar: ours" if bar else name)
 
 
+def embedder_rows(short_ms: list[float], long_ms: list[float]) -> list[Row]:
+    """What no semantic lookup can be faster than."""
+    return [
+        absolute(f"the embedder alone, {tokens}, {part}", "in-process, no store", "ms", [percentile(took_ms, share)])
+        for tokens, took_ms in (("<= 16 tokens", short_ms), ("<= 64 tokens", long_ms))
+        for part, share in (("p50", 0.5), ("p99", 0.99))
+    ]
+
+
 def latency_rows(case: str, rounds: Rounds, searches: dict[str, float]) -> list[Row]:
     """All rows of one layout. `searches`: percentiles of the store's search alone, `p50` and `p99`."""
     bars = {"short_p99": "<= 10"}
@@ -53,7 +63,7 @@ def latency_rows(case: str, rounds: Rounds, searches: dict[str, float]) -> list[
     return [*found, *_stages(case, ours), *_misses(case, ours), *_truth(case, ours)]
 
 
-def growth_rows(small: Rounds, large: Rounds, case: str) -> list[Row]:
+def growth_rows(case: str, small: Rounds, large: Rounds) -> list[Row]:
     """How the p50 grows with the entries, each round by itself."""
     return [
         beside(

@@ -59,6 +59,7 @@ class Texts:
     fillers: list[str]
     vectors: np.ndarray  # of the stored ones: short, long, fillers
     asked: np.ndarray  # of the asked ones: short, long
+    embeds_ms: list[float]  # what each of those took: short, long
 
     def stored(self, entries: int) -> list[str]:
         """The first so many of them; a pair's place is its number in `short + long`."""
@@ -86,8 +87,13 @@ def compose(embedder: FastEmbedder, entries: int, short: int, long: int) -> Text
     if rest:
         bases = np.stack(embedder.embed(rest[:BASES]))
         real += [bases, turned(bases, len(rest) - len(bases))]
-    asked = np.stack(embedder.embed([pair.asked for pair in both]))
-    return Texts(ours, theirs, rest, np.concatenate(real), asked)
+    asked: list[np.ndarray] = []
+    embeds_ms: list[float] = []
+    for pair in both:
+        began_s = time.perf_counter()
+        asked += embedder.embed([pair.asked])
+        embeds_ms.append((time.perf_counter() - began_s) * 1000)
+    return Texts(ours, theirs, rest, np.concatenate(real), np.stack(asked), embeds_ms)
 
 
 def turned(bases: np.ndarray, count: int, seed: int = 3) -> np.ndarray:

@@ -28,6 +28,7 @@ import msgspec
 from metamusesd.errors import WireError
 
 HEADER = struct.Struct("<IB3xI")
+DATED = "dated:"  # begins the digest of a template that tells the model the date
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 
 

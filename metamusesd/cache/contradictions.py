@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from metamusesd.cache import lexicon
 from metamusesd.cache.frames import akin
+from metamusesd.cache.narrowing import narrowed
 from metamusesd.cache.order import reordered
 from metamusesd.cache.pairing import NARROW, Difference, leftover
 from metamusesd.cache.reading import ANYONE, ARTICLES, FILLERS, HELPERS, Reading, Unit
@@ -20,11 +21,12 @@ _DECISIVE = lexicon.WORDS["decisive"]  # one such word on one side only makes tw
 
 def _numbers(one: Reading, other: Reading, left: Difference) -> str:
     """A number that the other question does not know. One that it merely says once more is no contradiction."""
-    mine, theirs = (
-        [unit.raw for unit in side if unit.number and all(unit.word != known.word for known in facing.units)]
-        for side, facing in ((left.mine, other), (left.theirs, one))
-    )
-    return f"number: {'+'.join(mine) or '-'}/{'+'.join(theirs) or '-'}" if mine or theirs else ""
+    strange: list[str] = []
+    for side, facing in ((left.mine, other), (left.theirs, one)):
+        known = {unit.word for unit in facing.units}
+        strange.append("+".join(unit.raw for unit in side if unit.number and unit.word not in known) or "-")
+        side[:] = [unit for unit in side if not unit.number or unit.word not in known]
+    return f"number: {'/'.join(strange)}" if strange != ["-", "-"] else ""
 
 
 def _frames(one: Reading, other: Reading, left: Difference) -> str:
@@ -61,7 +63,12 @@ def _people(one: Reading, other: Reading, left: Difference) -> str:
     mine, theirs = set(one.people), set(other.people)
     if len(mine) == len(theirs) == 2:
         return "person: who does it to whom" if _unstuttered(one.people) != _unstuttered(other.people) else ""
+    if mine and theirs and mine != theirs and len(mine) + len(theirs) == 3 and one.people[0] != other.people[0]:
+        return "" if one.frame == other.frame == "@howto" else "person: who does it"
     if one.frame == other.frame and one.frame in _ANYBODY and len(mine) < 2 and len(theirs) < 2:
+        return ""
+    if len(mine) < 2 and len(theirs) < 2 and _impersonal(one) and _impersonal(other) and len(left.pairs) > 1:
+        left.weaken(0.9, "person: anybody")
         return ""
     if mine != theirs:
         left.weaken(0.92, "person")
@@ -74,7 +81,14 @@ def _people(one: Reading, other: Reading, left: Difference) -> str:
     )
 
 
-_ANYBODY = frozenset(("@howto", "@can", "@where", "@when", "@how", "@howmuch", "@should"))
+def _impersonal(reading: Reading) -> bool:
+    """Nobody is asked about himself, or what is asked is what anybody can, should or needs to do."""
+    said = reading.lights | {unit.word for unit in reading.units}
+    return not reading.people or bool(said & _ANYBODYS)
+
+
+_ANYBODYS = frozenset(("can", "could", "should", "must", "may", "need", "needs", "have_to"))
+_ANYBODY = frozenset(("@howto", "@can", "@where", "@when", "@how", "@howmuch", "@should", "@happen"))
 _WHAT = frozenset(("@what", "@who", "@is"))
 
 
@@ -147,6 +161,33 @@ def _restricted(one: Reading, other: Reading, left: Difference) -> str:
     return f"other words: {mine[0]}/{theirs[0]}" if mine and theirs else ""
 
 
+def _narrower(one: Reading, other: Reading, left: Difference) -> str:
+    """What only one side has picks some of what the other asks for."""
+    mine, theirs = (frozenset(pair[side] for pair in left.pairs) for side in (0, 1))
+    compared = [one.units[i].word for i in mine if one.units[i].word in _COMPARING]
+    strange = [unit.raw for unit in (*left.mine, *left.theirs) if unit.word not in _ASIDES | {"between"}]
+    if compared and strange:
+        return f"compared: {strange[0]}"
+    return narrowed(one, left.mine, mine, other) or narrowed(other, left.theirs, theirs, one)
+
+
+_COMPARING = frozenset(("difference", "relationship", "relation", "similarity", "compare", "comparison"))
+_BEING = frozenset(("is", "are", "was", "were", "be", "been", "being"))
+
+
+def _voice(one: Reading, other: Reading, left: Difference) -> str:
+    """Who was hired is not who hired."""
+    if "@who" not in (one.frame, other.frame) or (0, 0) not in left.pairs:
+        return ""
+    done = [_is_done(reading.units[0]) for reading in (one, other)]
+    return f"voice: {one.units[0].raw}" if done[0] != done[1] else ""
+
+
+def _is_done(unit: Unit) -> bool:
+    participle = unit.raw.endswith("ed") or unit.raw in lexicon.PARTICIPLES
+    return participle and bool(_BEING & set(unit.lead))
+
+
 def _narrow(words: list[str], one: Reading, other: Reading) -> bool:
     return bool(words or (one.lights ^ other.lights) - LIGHTEST)
 
@@ -165,7 +206,8 @@ _CROSSED = frozenset(
     )
     for b in others.split()
 )
-_DANGLING = frozenset(("of", "for", "from", "by", "with", "as"))
+_CONTAINERS = lexicon.WORDS["containers"]
+_DANGLING = frozenset(("of", "for", "from", "by", "with", "as", "about", "to"))
 
 
 def _directed(one: Reading, other: Reading, left: Difference) -> str:
@@ -175,6 +217,8 @@ def _directed(one: Reading, other: Reading, left: Difference) -> str:
         return f"direction: {min(dangling)}"
     for i, j in left.pairs:
         mine, theirs = set(one.units[i].lead), set(other.units[j].lead)
+        if one.units[i].word in _CONTAINERS and {"in", "on"} <= mine ^ theirs:
+            return f"direction: in/on {one.units[i].word}"
         for a, b in _CROSSED:
             if (a in mine - theirs and b in theirs - mine) or (a in theirs - mine and b in mine - theirs):
                 return f"direction: {a}/{b} {one.units[i].word}"
@@ -191,6 +235,8 @@ def _moods(one: Reading, other: Reading, left: Difference) -> str:
     for a, b in ((one.lights, other.lights), (other.lights, one.lights)):
         if a & _MUST and b & _MAY and not a & _MAY and not b & _MUST:
             return "must/may"
+        if "should" in a - b and any(unit.word == "take" for unit in (*left.mine, *left.theirs)):
+            return "should/takes"
         if "should" in a - b and b & _MAY and not a & _MAY:
             left.weaken(0.93, "should/can")
     return ""
@@ -210,5 +256,6 @@ def _ordered(one: Reading, other: Reading, left: Difference) -> str:
 
 Check = Callable[[Reading, Reading, Difference], str]
 CHECKS: tuple[Check, ...] = (
-    _numbers, _frames, _tense, _joints, _people, _turned, _names, _kinds, _restricted, _moods, _directed, _ordered,
+    _numbers, _frames, _tense, _joints, _people, _turned, _names, _kinds, _restricted, _narrower, _voice, _moods,
+    _directed, _ordered,
 )  # fmt: skip

@@ -6,63 +6,12 @@ an answer   may be kept: complete, not empty, not too long; never an error, a cu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from metamusesd.cache.speech import is_personal, passing
 from metamusesd.job import InferenceRequest, Result
 from metamusesd.prompt import messages_of
-
-
-def _any_of(*phrases: str) -> re.Pattern[str]:
-    return re.compile(r"\b(?:" + "|".join(phrases).replace("'", "['’]") + r")\b", re.IGNORECASE)
-
-
-_DAYS = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
-_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
-_SPANS = "morning|afternoon|evening|night|week|weekend|month|quarter|year|season|hour|spring|summer|autumn|fall|winter"
-_FIGURES = (
-    "time|date|day|week|month|year|weather|temperature|prices?|rates?|president|prime minister|version|status|scores?"
-    "|exchange|stock|value|events?|affairs|news|population|ceo|champion"
-)
-_NOW = _any_of(
-    "(?:today|tonight|tomorrow|yesterday)(?:'s)?", "right now", "just now", "at the moment", "currently", "nowadays",
-    "these days", "so far", "as of", "up[ -]to[ -]date", "latest", "newest", "most recent", "recently", "breaking",
-    "upcoming", f"(?:this|next|last|past|coming) (?:{_SPANS}|{_DAYS}|{_MONTHS}|game|match|election)",
-    rf"(?:current|present) (?:\w+ )?(?:{_FIGURES})", "what (?:time|day|date|year|month) is it",
-    r"(?:what is|what's) the (?:time|date|day)(?= *(?:now)?\W*$)", "how (?:old|long ago) (?:is|was|am)",
-    "days? (?:until|left|ago)", "weather (?:in|like|at|for)", "forecast", "will it (?:rain|snow)",
-    "is it (?:raining|snowing|sunny|cold|hot|windy|open|down)", "headlines?", "(?:what is|what's|any) (?:the )?news",
-    "(?:stock|share|bitcoin|gold|oil|gas) prices?", "exchange rates?", "live scores?", "who is winning",
-    r"in stock(?=\W*$)", "still available", "open now", "near me", "nearby",
-)  # fmt: skip
-_STATE = (
-    "balances?|accounts?|orders?|bills?|invoices?|payments?|subscription|booking|flights?|appointments?|schedule"
-    "|calendar|meetings?|e?mails?|inbox|messages?|location|address|name|age|birthday|passwords?|pin|cards?"
-    "|transactions?|paycheck|salary|credit|limit|points|miles|reservations?|tickets?|package|parcel|delivery|status"
-    "|progress|grades?|results?|files?|documents?|lists?|notes?|reminders?|alarms?|timers?|playlist|cart|profile"
-    "|settings|history|phone|devices?"
-)
-_OF_MINE = _any_of(rf"my (?:\w+ )?(?:{_STATE})")
-HOW_TO = re.compile(
-    r"^\W*(?:please |so )?(?:how|why|(?:what|which) (?:is|are) the (?:best|easiest|right|safest) \w+"
-    r"|(?:can|could|should|may|must|would) i|is it|are there|ways? to|steps? to|tips?)\b",
-    re.IGNORECASE,
-)
-_BEFORE = _any_of(
-    "where am i", "who am i", "what did i (?:say|ask|tell|write)", "what have i", "(?:did|have) i (?:just|already)",
-    "do you (?:remember|know) (?:me|my|what i)", "remember (?:me|what i)", "what do you know about me",
-    "(?:my|our|your|the) (?:previous|last|earlier|first) (?:question|message|answer|reply)",
-    r"(?:you|i) (?:just )?(?:said|told|mentioned|asked)(?: \w+)? (?:before|earlier|above)",
-)  # fmt: skip
-_FRESH = _any_of(
-    "flip a coin", "roll (?:a|the) dic?e", "random (?:number|word|name|fact|joke)",
-    "another (?:one|joke|story|fact|idea|example)", "something (?:else|new|different)", "try again", "once more",
-    "surprise me",
-)  # fmt: skip
-_AGAIN = re.compile(
-    r"^(?:again|more|continue|go on|next|yes|no|ok(?:ay)?|sure|why|how|and|what|really|thanks?)\W*$", re.I
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +25,6 @@ class Eligibility:
     reason: str = ""
 
 
-NOTHING = Eligibility(read=False, write=False, semantic=False, share=False)
-
-
 def eligibility(request: InferenceRequest, domain: str, exact_domains: Collection[str]) -> Eligibility:
     """What the caches may do with this request, whose domain the router has named."""
     if reason := _excluded(request):
@@ -89,6 +35,8 @@ def eligibility(request: InferenceRequest, domain: str, exact_domains: Collectio
     semantic, reason = True, ""
     if domain in exact_domains:
         semantic, reason = False, f"{domain} questions hit only when they are equal"
+    elif wish.scope == "auto" and not request.user_address and is_personal(_last(request)):
+        semantic, reason = False, "it speaks of its user, whom nobody names: it hits only when it is equal"
     elif not (wish.read and wish.write):
         reason = "the caller wants it not to be " + ("read" if not wish.read else "kept")
     return Eligibility(
@@ -105,22 +53,19 @@ def keepable(result: Result, most_bytes: int) -> bool:
 def _excluded(request: InferenceRequest) -> str:
     """Why the caches have nothing to do with it; empty: they may have."""
     turns = messages_of(request)
-    text = turns[-1].content.strip()
     if any(turn.role == "tool" for turn in turns):
         return "the answers of tools are in it"
     if turns[-1].role != "user":
         return "its last turn is not the user's"
-    if not text or _AGAIN.match(text):
-        return "its text asks nothing by itself"
     if request.params.logprobs is not None or request.params.ignore_eos:
         return "its parameters ask about this very run"
-    if _NOW.search(text):
-        return "the answer depends on the time"
-    if _BEFORE.search(text) or (_OF_MINE.search(text) and not HOW_TO.match(text)):
-        return "the answer depends on the user's own state"
-    if _FRESH.search(text):
-        return "it asks for something new"
-    return ""
+    if request.cache.scope == "user" and not request.user_address:
+        return "it is for its user alone, whom nobody names"
+    return passing(turns[-1].content, alone=sum(turn.role != "system" for turn in turns) == 1)
+
+
+def _last(request: InferenceRequest) -> str:
+    return messages_of(request)[-1].content
 
 
 def _bytes(text: str) -> int:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
-_PERSON = r"(?:i|you|we|one|someone|somebody|anyone|people|a person|a man|a woman|they)"
+from metamusesd.cache.rewrites import PERSON as _PERSON
+from metamusesd.cache.rewrites import rewritten
+
 _WH = r"(?=(?:how|what|why|when|where|who|which|whether|if|whose|whom)\b)"
 _NICE = (
     r"(?:best|good|effective|possible|proper|correct|right|different|various|ideal|great|common|other|better|main|"
@@ -28,8 +30,11 @@ POLITE = [
         rf"^(?:please )?(?:tell|explain|show|teach|describe)(?: to)?(?: me| us)? {_WH}",
         rf"^(?:do|does|can|could) (?:you|anyone|anybody|someone) (?:know|tell me|happen to know) {_WH}",
         rf"^(?:i am|i was) (?:wondering|curious) (?:about )?{_WH}",
+        r"^(?:can|could|would|will) you (?:please |kindly )?(?=(?:write|give|list|summari[sz]e|translate|create|draw|"
+        r"compose|generate|tell|show|name|explain|describe)\b)",
         r"^(?:in your opinion|according to you|as per you|for you)(?: ,)? ",
-        r" (?:please|thanks|thank you|kindly|pls|asap)(?= ?[.?]*$)",
+        r" (?:[.,] )?(?:please |kindly )?(?:please|thanks|thank you|thanks in advance|kindly|asap|hurry|"
+        r"urgent|urgently|help|help me|any help|any ideas|any suggestions)(?= ?[.?]*$)",
         r" (?:, )?(?:in your opinion|according to you|in your view)\b(?: ,)?",
     )
 ]
@@ -38,49 +43,10 @@ TO_BUY = re.compile(
     r"(?= ?[.?]*$)"
 )
 FRONTED = re.compile(
-    r"^((?:in|on|at|for|as|with|if|when|according to|during|after|before|since|from|between) [^,]{2,80}) , (?:then )?"
-    r"((?:how|what|why|when|where|who|which|is|are|do|does|did|can|should|will|would|was|were|has|have) [^,.]*)"
+    r"^((?:in|on|at|for|as|with|using|if|when|according to|during|after|before|since|from|between) [^,]{2,80}) "
+    r", (?:then )?((?:how|what|why|when|where|who|which|is|are|do|does|did|can|should|will|would|was|were|has|have) "
+    r"[^,.]*)"
 )
-_PICK = r"(?:buy|use|read|choose|watch|pick|prefer|try)"
-REWRITES = [  # other ways to say the same, brought to one
-    (re.compile(pattern), instead)
-    for pattern, instead in (
-        (
-            r"^(who|what|which) (?:do|does|did) (.{2,40}?) (?:think|believe|say|consider)s? "
-            r"(is|are|was|were) (.*?)( [.?])?$",
-            r"\1 \3 \4 according to \2",
-        ),
-        (
-            r"^(?:what|which) ([a-z][^,.]{2,40}?) (?:is|are) (?:the )?(best|better|good|worst|safest|easiest)( .*)?$",
-            r"what \2 \1\3",
-        ),
-        (rf"^(?:what|which) ([a-z][^,.]{{2,40}}?) (?:should|can|could) {_PERSON} {_PICK}(?= |$)", r"what best \1"),
-        (
-            r"^(?:(?:can|could|would) (?:you|anyone|someone|anybody|somebody) )?(?:please )?(?:suggest|recommend)"
-            r"(?: me| us)?(?: a| an| some| any| few)*(?: good| best| nice| great)? (?!how|what|why|me\b)",
-            "what best ",
-        ),
-        (
-            r"^what (?:do you think|are your (?:thoughts|views|opinions)|is your (?:opinion|view|take)) "
-            r"(?:of|on|about) ",
-            "opinion ",
-        ),
-        (
-            r"^how (?:is|are) ([^,.]{2,60}?) different (?:from|than|to) ([^,.]+)",
-            r"what is difference between \1 and \2",
-        ),
-        (r"^how (?:does|do) ([^,.]{2,60}?) differ from ([^,.]+)", r"what is difference between \1 and \2"),
-        (r"^how (?:do|are) ([^,.]{2,60}? and [^,.]{2,60}?) (?:differ|different)$", r"what is difference between \1"),
-        (r"^what (?:does|do) ([^,.]{2,60}?) mean(?= |$)", r"what is meaning of \1"),
-        (r"^what (?:is meant|do you mean|do they mean) by ", "what is meaning of "),
-        (r"^define ", "what is meaning of "),
-        (r"^how much (?:does|do|did|would|will) ([^,.]{1,60}?) cost(?= |$)", r"what is cost of \1"),
-        (
-            r"^what (?:is|are) (?:the |a |some )?(?:best |good )?places? (?:to|where i can) (?=buy|get|find)",
-            "where can i ",
-        ),
-    )
-]
 LIKES = (
     (re.compile(r"^what (?:does|do|did) (?:a |an |the )?([^,.]{1,40}?) (look|feel|taste|smell|sound) like"), r"\1 \2"),
     (re.compile(r"^what (?:is|are|was|were) ((?!it )[^,.]{2,40}?) like(?= |$)"), r"\1"),
@@ -105,12 +71,13 @@ _HOW_TO = (
     r"^how (?:can|should|could) be ",
     r"^how to (?:best )?",
     r"^(?:what|which) (?:is|are|can be|could be|would be|might be|will be)(?: (?:the|some|a|an|any|your|of|all|one))*"
-    rf"(?: {_NICE})* {_WAY}(?: for {_PERSON})?(?: (?:that )?{_PERSON} (?:can|could|should))?(?: in order)?"
+    rf"(?: {_NICE})* {_WAY}(?: for {_PERSON})?(?: (?:that )?{_PERSON} (?:can|could|should))?"
+    r"(?: involved| needed| required| in order)?"
     r"(?: (?:to|of|for|in which|by which|i|you|we|one|can))* ",
     rf"^(?:is|are) there (?:a|any|some|an)?(?: {_NICE})* ?{_WAY}(?: for {_PERSON})?"
     rf"(?: (?:that )?{_PERSON} (?:can|could))?(?: (?:to|of|for))* ",
-    rf"^what (?:can|should|must|could|do|shall|would|might|does) (?:{_PERSON}|be)(?: (?:have|need) to)? (?:do|done)"
-    r"(?: in order)? (?:to|for) ",
+    rf"^what (?:can|should|must|could|do|shall|would|might|does) (?:(?:{_PERSON}|be) )?(?:(?:have|need) to )?"
+    r"(?:do|done)(?: in order)? (?:to |for (?=\w+ing\b))",
     rf"^what (?:steps|measures|actions) (?:can|should|could|must|do) {_PERSON} (?:need to )?take (?:to|for) ",
     rf"^(?:the |some |any )?(?:{_NICE} )*{_WAY} (?:to|for|of) ",
     r"^any (?:idea|tips|advice|ideas)(?: on| about)? how to ",
@@ -119,7 +86,8 @@ _PATTERNS = (
     (FEEL.pattern, "@feel"),
     *((pattern, "@howto") for pattern in _HOW_TO),
     (
-        r"^(?:what (?:is|are|was|were) (?:the )?(?:\w+ )?reasons?|for what reason|how come)"
+        r"^(?:what (?:is|are|was|were) (?:the )?(?:(?:main|real|actual|exact|primary|logical) )?reasons?|"
+        r"for what reason|how come)"
         r"(?: (?:for|behind|why|that|of))* ",
         "@why",
     ),
@@ -134,7 +102,7 @@ _PATTERNS = (
     (r"^(?:who|whom|whose) ", "@who"),
     (r"^what (?:(?:would|will|does|can|could|might) happen|happens) ", "@happen"),
     (r"^(?:what|which) ", "@what"),
-    (rf"^(?:is|was) it (?:ever )?possible (?:for {_PERSON} )?(?:to|that) ", "@can"),
+    (rf"^(?:is|was) (?:it )?(?:ever )?possible (?:for {_PERSON} )?(?:to|that) ", "@can"),
     (r"^is there (?:any|a) (?:possibility|chance) (?:to|of|that) ", "@can"),
     (r"^(?:can|could|may|might) ", "@can"),
     (r"^(?:should|must|shall|ought) ", "@should"),
@@ -195,12 +163,7 @@ def _bare(words: str) -> str:
 
 def _moved(words: str) -> str:
     """What stands before the question goes after it; who thinks so goes to the end."""
-    words = FRONTED.sub(r"\2 \1", words)
-    for pattern, instead in REWRITES:
-        words, changed = pattern.subn(instead, words)
-        if changed:
-            return words
-    return words
+    return rewritten(FRONTED.sub(r"\2 \1", words))
 
 
 def near(one: str, other: str) -> float:

@@ -41,6 +41,9 @@ KNOWN = frozenset(table("known.txt")).union(
     for line in table(f"{name}.txt")
     for word in line.split()
 )
+PARTICIPLES = frozenset(
+    form for line in table("irregular.txt") for form in line.split()[1:] if not form.endswith(("ing", "s"))
+)
 _BENT = {form: line.split()[0] for line in table("irregular.txt") for form in line.split()}
 
 

@@ -21,6 +21,9 @@ def reordered(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int])
     """Why the order does not matter; an empty string when it does, or may."""
     if list(places) == sorted(places):
         return "same order"
+    places = _unjoined(one, places)
+    if places == sorted(places):
+        return "joined words"
     low = next(i for i, place in enumerate(places) if place != i)
     high = next(i for i in range(len(places) - 1, -1, -1) if places[i] != i) + 1
     for name, harmless in (
@@ -35,6 +38,15 @@ def reordered(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int])
         if harmless(one, other, places, low, high):
             return name
     return ""
+
+
+def _unjoined(one: Sequence[Unit], places: Sequence[int]) -> list[int]:
+    """Two words joined by and, or by or, that stand the other way round are put back: the good and (the) bad."""
+    back = list(places)
+    for i in range(len(back) - 1):
+        if back[i] == back[i + 1] + 1 and JOINING & set(one[i + 1].lead) and not set(one[i + 1].lead) & SEQUENCE:
+            back[i], back[i + 1] = back[i + 1], back[i]
+    return back
 
 
 def _joined(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int], low: int, high: int) -> bool:
@@ -61,7 +73,7 @@ def _parts(units: Sequence[Unit]) -> list[tuple[str, ...]]:
 def _symmetric(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int], low: int, high: int) -> bool:
     """The relation taken out, its two sides have changed places as blocks, and nothing else has moved."""
     relations = [i for i, unit in enumerate(one) if unit.word in SYMMETRIC]
-    if len(relations) != 1 or any("than" in unit.lead for unit in one):
+    if len(relations) != 1 or any("than" in unit.lead or unit.word in SEQUENCE for unit in one):
         return False
     gone = places[relations[0]]
     rest = [place - (place > gone) for i, place in enumerate(places) if i != relations[0]]
@@ -137,6 +149,8 @@ def _denial(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int], l
     if {"not"} != {unit.word for unit in one if unit.word in _SCOPED} or not (
         one[0].word == "not" or other[0].word == "not"
     ):
+        return False
+    if any(JOINING & set(unit.lead) for unit in one):
         return False
     still = [place for unit, place in zip(one, places, strict=True) if unit.word != "not"]
     return still == sorted(still)

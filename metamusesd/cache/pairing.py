@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 from metamusesd.cache import lexicon
 from metamusesd.cache.frames import YES_NO
-from metamusesd.cache.reading import NEGATING, NEGATIONS, Reading, Unit
+from metamusesd.cache.reading import ANYONE, ARTICLES, NEGATING, NEGATIONS, SELF, YOU, Reading, Unit
 
-MANY = 30  # words left after the equal ones; the comparison of each with each would take long
+MANY = 20  # words left after the equal ones; the comparison of each with each would take long
 THIN = 0.90  # what a weak likeness must score to count
 SOFT = frozenset(lexicon.plain_form(word) for word in lexicon.WORDS["soft"])
 NARROW = YES_NO | {"@none"}  # frames in which every word narrows: yes or no, and orders ("write …")
 LESSENING = frozenset(("less", "least", "few", "fewer"))
+GAINING = frozenset(("get", "have", "become", "gain"))
 DENIALS = frozenset(("not", "never", "without", "no"))
 
 
@@ -50,6 +51,8 @@ def paired(one: Reading, other: Reading) -> Difference:
         _matched(one, other, mine, theirs, likeness, left)
     left.mine = [one.units[i] for i in mine]
     left.theirs = [other.units[j] for j in theirs]
+    _anybody(one, left.mine, other, left)
+    _anybody(other, left.theirs, one, left)
     _lonely(left)
     if not (one.strict or other.strict) and not NARROW & {one.frame, other.frame}:
         _light(left)
@@ -91,6 +94,9 @@ def _same_thing(one: Unit, other: Unit, left: Difference) -> bool:
         return False
     if lexicon.opposites(a, b):
         return False
+    if a in GAINING and b in GAINING:
+        left.weaken(0.92, f"to have: {a}/{b}")
+        return True
     if lexicon.synonyms(a, b):
         left.weaken(0.0, f"synonym: {a}/{b}")
         return True
@@ -111,6 +117,31 @@ def _opposite(one: Unit, other: Unit, left: Difference) -> bool:
         return False
     left.opposites.append((one, other))
     return True
+
+
+def _anybody(reading: Reading, side: list[Unit], facing: Reading, left: Difference) -> None:
+    """`one`, `humans` and a `they` that stands for nobody else, where the other says you, we or people."""
+    if reading.lights & _ANYBODY:
+        return
+    if not facing.lights & _ANYBODY and not _pronoun(reading.units, facing.units):
+        return
+    for unit in [unit for unit in side if unit.raw in ("one", "humans", "they")]:
+        side.remove(unit)
+        left.weaken(THIN, f"anybody: {unit.raw}")
+
+
+def _pronoun(units: tuple[Unit, ...], facing: tuple[Unit, ...]) -> bool:
+    """(Can) one freeze milk, beside: (can) freeze milk."""
+    return (
+        len(units) > 1
+        and bool(facing)
+        and units[0].raw == "one"
+        and units[1].raw == facing[0].raw
+        and not ARTICLES & set(facing[0].lead)
+    )
+
+
+_ANYBODY = ANYONE | SELF | YOU
 
 
 def _lonely(left: Difference) -> None:

@@ -12,27 +12,16 @@ What is not in here does not change an answer: id, priority, deadline, stream, r
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Sequence
 
 import msgspec
 
-from metamusesd.cache.eligible import HOW_TO
+from metamusesd.cache.speech import is_personal
 from metamusesd.job import InferenceRequest, Message
 from metamusesd.prompt import messages_of
 
 _JSON = msgspec.json.Encoder(order="sorted")
-
-# Words by which a text speaks of whoever writes it. `how do I` and `do I need` do not, and `my` does not in a question
-# that asks how something is done: `how do I clean my shoes` is everybody's question.
-_STATES = "am|was|have|had|feel|felt|think|need|want|wish|live|work|like|love|hate|told|said|asked"
-_OF_THE_USER = re.compile(
-    rf"\bi\s*['’]\s*(?:m|ve|d)\b|(?<!do )(?<!did )(?<!should )(?<!can )(?<!could )(?<!must )\bi (?:{_STATES})\b"
-    r"|\bwe\s*['’]\s*re\b|(?<!do )(?<!should )\bwe (?:are|have|need|want)\b|\b(?:about|for|with|call) me\b",
-    re.IGNORECASE,
-)
-_BELONGS = re.compile(r"\b(?:my|mine|myself|ours?|ourselves)\b", re.IGNORECASE)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +82,7 @@ def question_of(request: InferenceRequest) -> Question:
         "user": user if personal else None,
         "last": last.role,
         "turns": [(turn.role, turn.content) for turn in before],
-        "params": msgspec.to_builtins(request.params),
+        "params": msgspec.json.encode(request.params).decode(),  # as given: the order of a schema shapes the answer
         "truncate": request.truncate,
     }
     shared = digest(_JSON.encode(walls | {"user": None}).decode()) if by_text else ""
@@ -129,5 +118,5 @@ def _personal(request: InferenceRequest, before: Sequence[Message], text: str) -
         return request.cache.scope == "user", False
     if any(turn.role != "system" for turn in before):
         return True, False
-    by_text = bool(_OF_THE_USER.search(text)) or (bool(_BELONGS.search(text)) and not HOW_TO.match(text))
+    by_text = is_personal(text)
     return by_text, by_text

@@ -58,7 +58,13 @@ _SMALL = re.compile(
 _LOGIC = re.compile(r"\b(?:True|False)\b.*\b(?:True|False|not|and|or)\b")
 _LETTER_A = re.compile(r"[a-z]\s+A\b|-A\b")
 _MONEY = re.compile(r"(?<!\w)([$€£₹¥]|rs\.?|inr|usd|eur|gbp)\s?(\d[\d,]*(?:\.\d+)?[a-z]*)")
-_FILLING = re.compile(r"\b(?:in fact|as a matter of fact|in reality|by any chance|for real|at all|all about)\b")
+_FILLING = re.compile(
+    r"\b(?:in fact|as a matter of fact|in reality|by any chance|for real|at all|all about|step by step|of all times?|"
+    r"at the moment|at present|as of now)\b"
+)
+_WORLDWIDE = re.compile(
+    r"\b(?:to |in )?(?:all over|all around|around|throughout|across|all) the (?:whole |entire )?world\b|\bworldwide\b"
+)
 _IS = re.compile(r"\b(what|who|where|when|how|why|that|it|there|here|he|she|which)'s\b")
 _FOREIGN = lexicon.WORDS["foreign"]
 _ENGLISH = lexicon.WORDS["english"]
@@ -70,12 +76,11 @@ _SHORT = {
     "ain't": "is not", "whats": "what is", "hows": "how is", "wheres": "where is", "whos": "who is",
     "thats": "that is", "im": "i am", "ive": "i have", "youre": "you are", "theyre": "they are", "gonna": "going to",
     "wanna": "want to", "gotta": "have to", "u": "you", "ur": "your", "r": "are", "pls": "please", "plz": "please",
-    "wat": "what", "hw": "how", "thx": "thanks", "cuz": "because", "n": "and", "vs": "versus", "w/": "with",
+    "wat": "what", "hw": "how", "thx": "thanks", "cuz": "because", "n": "and", "teh": "the", "hte": "the",
+    "adn": "and", "nad": "and", "ot": "to", "fo": "of", "ni": "in", "taht": "that", "waht": "what", "hwo": "how",
+    "wiht": "with", "vs": "versus", "w/": "with",
     "$": "dollar", "€": "euro", "£": "pound", "₹": "rupee", "¥": "yen", "%": "percent", "&": "and",
 }  # fmt: skip
-_PARTICIPLES = frozenset(
-    form for line in lexicon.table("irregular.txt") for form in line.split()[1:] if not form.endswith(("ing", "s"))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +156,24 @@ _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–"
 
 def _opened(lower: str) -> list[str]:
     """Words with their contractions opened; marks are words, those that say nothing are gone."""
-    lower = _FILLING.sub(" ", lower) if _FILLING.search(lower) else lower
+    lower = _WORLDWIDE.sub("in the world", _FILLING.sub(" ", lower))
+    lower = lower.replace("b/w", "between")
     lower = _MONEY.sub(r" \2 \1 ", lower)
-    text = _IS.sub(r"\1 is", lower)
-    for short, full in (
-        ("n't", " not"),
-        ("'re", " are"),
-        ("'ve", " have"),
-        ("'ll", " will"),
-        ("'m", " am"),
-        ("'d", " would"),
-    ):
-        if "'" in text and short not in ("n't",):
-            text = re.sub(rf"{short}\b", full, text)
-    text = re.sub(r"\b(?:won|can|shan|ain|let)'(?:t|s)\b", lambda found: _SHORT.get(found[0], found[0]), text)
-    text = re.sub(r"n't\b", " not", text)
-    text = re.sub(r"'s\b|(?<=s)'(?=\s)", "", text)
+    text = _uncontracted(lower) if "'" in lower else lower
     words = [word for token in _TOKEN.findall(text) for word in _spelled(token)]
     return [word for i, word in enumerate(words) if not i or word != words[i - 1] or word not in LIGHT]
+
+
+def _uncontracted(lower: str) -> str:
+    text = _CONTRACTED.sub(lambda found: _CONTRACTIONS[found[0]], _IS.sub(r"\1 is", lower))
+    text = _WONT.sub(lambda found: _SHORT.get(found[0], found[0]), text)
+    return _POSSESSIVE.sub("", text.replace("n't", " not"))
+
+
+_CONTRACTIONS = {"'re": " are", "'ve": " have", "'ll": " will", "'m": " am", "'d": " would"}
+_CONTRACTED = re.compile(r"'(?:re|ve|ll|m|d)\b")
+_WONT = re.compile(r"\b(?:won|can|shan|ain|let)'(?:t|s)\b")
+_POSSESSIVE = re.compile(r"'s\b|(?<=s)'(?=\s)")
 
 
 def _spelled(token: str) -> list[str]:
@@ -218,24 +223,47 @@ _BREAKS = frozenset((".", ",", "in", "on", "at", "for", "when", "if", "because",
 
 
 def _participle(word: str) -> bool:
-    return word.endswith("ed") or word in _PARTICIPLES
+    return word.endswith("ed") or word in lexicon.PARTICIPLES
 
 
 def _units(words: list[str], names: frozenset[str]) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
     """The words that count, each with the lighter ones before it, and the light ones after the last."""
     found: list[Unit] = []
     lead: list[str] = []
-    pairs = list(_phrased(words))
-    for at, (word, raw) in enumerate(pairs):
-        before, after = (pairs[i][1] if 0 <= i < len(pairs) else "" for i in (at - 1, at + 1))
-        value = "1" if raw == "one" and _counts(before, after) else number(raw)
-        if not value and raw not in names and (raw in LIGHT or word in HELPERS) and not _main_verb(word, raw, after):
-            lead.append(raw)
-            continue
-        named = raw in names or (not value and any(ch.isdigit() for ch in raw))
+    pairs = [("", ""), *_phrased(words), ("", "")]
+    for at in range(1, len(pairs) - 1):
+        (word, raw), before, after = pairs[at], pairs[at - 1][1], pairs[at + 1][1]
+        value = _value(raw, before, after)
+        if not value and raw not in names and (raw in LIGHT or word in HELPERS) and not _is_using(raw, before):
+            perfect = at == 1 and word == "have" and _perfect(words)
+            if perfect or not _main_verb(word, raw, after):
+                lead.append(raw)
+                continue
+        named = raw in names or (not value and not raw.isalpha() and any(ch.isdigit() for ch in raw))
         found.append(Unit(value or OTHERS.get(raw, word), raw, tuple(lead), bool(value), named))
         lead = []
     return tuple(found), tuple(lead)
+
+
+def _is_using(raw: str, before: str) -> bool:
+    """`using` is a verb after is, and else a preposition like with."""
+    return raw == "using" and before in ("is", "are", "was", "were", "be", "am")
+
+
+def _value(raw: str, before: str, after: str) -> str:
+    """The number that a word is here: one apple, the second man; not one of them, nor a second."""
+    if raw == "one":
+        return "1" if _counts(before, after) else ""
+    if raw == "second":
+        return "2th" if _ranks(before, after) else ""
+    return number(raw)
+
+
+def _ranks(before: str, after: str) -> bool:
+    """Whether `second` is a place in a row here, and not a time."""
+    if after in ("", ".", ",", "of", "and", "or", "per") or after in HELPERS:
+        return False
+    return before in lexicon.WORDS["ranking"] or after in lexicon.WORDS["superlatives"] or after == "most"
 
 
 def _counts(before: str, after: str) -> bool:
@@ -252,6 +280,11 @@ def _main_verb(word: str, raw: str, after: str) -> bool:
     if word == "do":
         return raw in ("do", "doing", "done") and (after in ("", ".", ",", "about", "for") or after in ARTICLES)
     return word in ("get", "need") and after != "to"
+
+
+def _perfect(words: list[str]) -> bool:
+    """`has the plan failed`: a participle follows the subject."""
+    return any(_participle(word) for word in words[2:6])
 
 
 def _phrased(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -287,4 +320,4 @@ def _foreign(words: list[str]) -> bool:
         return True
     other, english = (sum(word in small for word in letters) for small in (_FOREIGN, _ENGLISH))
     strange = sum(word not in lexicon.KNOWN and lexicon.plain_form(word) not in lexicon.KNOWN for word in letters)
-    return other > english or (len(letters) >= 4 and english == 0 and strange * 2 > len(letters))
+    return other > english or (len(letters) >= 3 and english == 0 and strange * 2 > len(letters))

@@ -2,7 +2,8 @@
 
 A cosine cannot tell "before" from "after". `verify` reads both questions (reading.py), pairs their words off
 (pairing.py), looks for what makes them two (contradictions.py: a number, a negation, an opposite, a name, another
-order), and calls them the same only when nothing is left that counts. It is pure and symmetric, and it errs towards no.
+order; narrowing.py: a word that picks some), and calls them the same only when nothing is left that counts. It is pure
+and symmetric, and it errs towards no.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from metamusesd.cache.reading import VERBATIM, Reading, read
 
 BARE = 0.88  # what must be scored when all the difference lies in words that we do not look at
 ONE_WORD = 0.93  # and when there is only one word to look at
+EXTRA = 0.93  # and when one question has words more that narrow nothing, or a second question ("… and why?")
+ENOUGH = 3  # words that must be shared for that
 LONGEST = 8_000  # characters; nobody looks twice at longer ones
 
 
@@ -73,10 +76,14 @@ def _outright(one: Reading, other: Reading) -> Judgement | None:
 def _astray(one: Reading, other: Reading) -> bool:
     """Equal but for a space, or for two neighbouring letters, one of which may have jumped over a space."""
     same = one.squeezed == other.squeezed or lexicon.transposed(one.squeezed, other.squeezed)
-    if not same or any(ch.isdigit() for ch in one.squeezed):
+    if not same or _figures(one) != _figures(other):
         return False
     mine, theirs = set(one.plain.split()), set(other.plain.split())
     return any(word not in lexicon.KNOWN and lexicon.plain_form(word) not in lexicon.KNOWN for word in mine ^ theirs)
+
+
+def _figures(reading: Reading) -> list[str]:
+    return [word for word in reading.plain.split() if any(ch.isdigit() for ch in word)]
 
 
 def _compared(one: Reading, other: Reading) -> Judgement:
@@ -92,10 +99,19 @@ def _compared(one: Reading, other: Reading) -> Judgement:
 
 def _concluded(one: Reading, other: Reading, left: Difference) -> Judgement:
     words = [unit.word for unit in (*left.mine, *left.theirs)]
-    if words:
-        return Judgement(Verdict.UNSURE, f"words left: {', '.join(words[:4])}")
     asked = near(one.frame, other.frame)
     if asked > 1:
         return Judgement(Verdict.UNSURE, f"question: {one.frame}/{other.frame}")
+    if words and not _more(left, words):
+        return Judgement(Verdict.UNSURE, f"words left: {', '.join(words[:4])}")
+    if words:
+        left.weaken(EXTRA, f"words more: {', '.join(words[:4])}")
     floor = max(left.floor, asked, ONE_WORD if len(one.units) < 2 else 0.0 if left.reasons else BARE)
     return Judgement(Verdict.SAME, "; ".join(left.reasons) or "only function words differ", floor)
+
+
+def _more(left: Difference, words: list[str]) -> bool:
+    """Whether the one question is the other with some words more, and those of little weight."""
+    if (left.mine and left.theirs) or any(word.endswith("ly") for word in words):
+        return False
+    return len(left.pairs) >= ENOUGH or (len(left.pairs) > 1 and words[0] in lexicon.WORDS["asides"])

@@ -49,9 +49,9 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def _add_request(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("query", metavar="QUERY", help="the question; with --request, a whole request as JSON")
     explain.add_argument("--request", action="store_true", help="QUERY is a request body, as `submit` sends it")
-    explain.add_argument("--tenant", default="default", help="whose question it is (default: default)")
+    explain.add_argument("--tenant", help="whose question it is (default: default)")
     explain.add_argument("--muse", help="the muse that is asked")
-    explain.add_argument("--user", default="", help="the user's address")
+    explain.add_argument("--user", help="the user's address")
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -74,12 +74,25 @@ def cache(args: argparse.Namespace) -> int:
     """Run the action."""
     config = cli.configuration(args)
     action = args.action
+    _check(args)
     if action in (_stats, _explain, _purge):
         return produce(config, lambda client: action(client, config, args))
     if action is _wrong:
         return produce(config, lambda client: _wrong(client, args))
     code: int = action(config, args)
     return code
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises InvalidRequest for arguments that contradict each other."""
+    if args.action is _purge:
+        labels = [label for label in LABELS if getattr(args, label)]
+        if not args.all and not labels:
+            raise InvalidRequest("purge", "nothing says which", "give --tenant, --muse, --model or --tag, or --all")
+        if args.all and labels:
+            raise InvalidRequest("purge", f"--all and --{labels[0]} are given", "give one or the other")
+    if args.action is _explain and args.request and any((args.tenant, args.muse, args.user)):
+        raise InvalidRequest("explain", "a whole request names tenant, muse and user itself", "give no more than that")
 
 
 async def _stats(client: Client, config: Config, args: argparse.Namespace) -> int:
@@ -109,10 +122,6 @@ async def _stats(client: Client, config: Config, args: argparse.Namespace) -> in
 
 async def _purge(client: Client, config: Config, args: argparse.Namespace) -> int:
     labels = {label: getattr(args, label) for label in LABELS}
-    if not args.all and not any(labels.values()):
-        raise InvalidRequest("purge", "nothing says which answers", "give --tenant, --muse, --model or --tag, or --all")
-    if args.all and any(labels.values()):
-        raise InvalidRequest("purge", "--all and a label are given", "give one or the other")
     if labels["model"] in config.models and config.models[labels["model"]].file:
         labels["model"] = digest_of(config.model_path(config.models[labels["model"]]))
     exact = await client.forget(**labels)
@@ -148,13 +157,13 @@ async def _explain(client: Client, config: Config, args: argparse.Namespace) -> 
     question = question_of(request)
     told = await _told(client, config, question, may, identities)
     facts = {"domain": routing.domain, "tiers": list(routing.tiers), "may": _wishes(may), "reason": may.reason,
-             "personal": bool(question.user), "models": len(identities), **told}  # fmt: skip
+             "personal": bool(question.shared), "models": len(identities), **told}  # fmt: skip
     print(json.dumps(facts, ensure_ascii=False)) if args.json else _print(routing, may, identities, told)
     return 0
 
 
 def _body(args: argparse.Namespace) -> dict[str, Any]:
-    body = {"user_query": args.query, "tenant": args.tenant, "user_address": args.user}
+    body = {"user_query": args.query, "tenant": args.tenant or "default", "user_address": args.user or ""}
     return body | ({"muse_id": int(args.muse) if args.muse.isdecimal() else args.muse} if args.muse else {})
 
 

@@ -1,7 +1,7 @@
 """Stage 4 · command line · the semantic cache on anybody's questions, by the daemon's own code, without a daemon.
 
 A line of a file becomes a request; partition, eligibility, embedder, store and verifier are those that serve jobs. What
-is missing is Redis: an equal question is found by its entry's id instead of the exact cache's key.
+is missing is Redis, with it the rule about users who repeat themselves, and the budget: a slow machine hits as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from metamusesd.cache.base import Entry, decode_entry, encode_entry, entry_id
-from metamusesd.cache.eligible import eligibility
+from metamusesd.cache.eligible import Eligibility, eligibility
 from metamusesd.cache.memory import MemoryStore
 from metamusesd.cache.partition import Question, digest, question_of
 from metamusesd.cache.semantic import Semantic
@@ -25,7 +25,7 @@ from metamusesd.commands import screen
 from metamusesd.config import Config
 from metamusesd.dispatcher.router import analyse
 from metamusesd.errors import InvalidRequest
-from metamusesd.job import Answer, InferenceRequest, encode_answer
+from metamusesd.job import Answer, InferenceRequest, decode_answer, encode_answer
 from metamusesd.wire import Found, Keep, Look
 
 PROTOCOLS = ("paraphrase", "distinct", "stream")
@@ -36,39 +36,38 @@ TTL_MS = 3_600_000
 
 @dataclass(slots=True)
 class Tally:
-    """How the lines of one kind went."""
+    """How the lines of one kind went. A line is labelled when its file says whether it should hit."""
 
-    same: int = 0
-    different: int = 0
+    lines: int = 0
     hits: int = 0
-    false_hits: int = 0
-    unlabelled: int = 0
-    served: int = 0
+    same: int = 0  # labelled lines that should hit
+    right: int = 0  # and did, with an answer that fits
+    different: int = 0  # labelled lines that should not hit
+    wrong: int = 0  # labelled lines that got an answer which does not fit
 
-    def add(self, same: bool | None, hit: bool) -> None:
-        self.served += hit
-        if same is None:
-            self.unlabelled += 1
-        elif same:
-            self.same += 1
-            self.hits += hit
-        else:
-            self.different += 1
-            self.false_hits += hit
+    def add(self, hit: bool, should: bool | None, fits: bool | None) -> None:
+        self.lines += 1
+        self.hits += hit
+        if should is not None:
+            self.same += should
+            self.different += not should
+            self.right += bool(hit and fits)
+            self.wrong += bool(hit and not fits)
 
     def row(self, kind: str) -> tuple[str, ...]:
-        precision = _share(self.hits, self.hits + self.false_hits)
-        lines = self.same + self.different + self.unlabelled
-        return kind, str(lines), str(self.served), _share(self.hits, self.same), _share(
-            self.false_hits, self.different), precision  # fmt: skip
+        return (
+            kind, str(self.lines), str(self.hits), _share(self.right, self.same), _share(self.wrong, self.different),
+            _share(self.right, self.right + self.wrong),
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
 class Trial:
-    """One evaluation: the cache, the policy, and what came of it."""
+    """One evaluation: the caches, the policy, and what came of it."""
 
     semantic: Semantic
     exact_domains: Sequence[str]
+    exact: dict[str, str] = field(default_factory=dict)  # key → the line whose answer it is
     tallies: dict[str, Tally] = field(default_factory=dict)
     handles: int = 0
 
@@ -77,6 +76,8 @@ class Trial:
         keeps = []
         for question, request, name in questions:
             may = self._may(request)
+            if may.write:
+                self.exact[question.key(MODEL)] = name
             if may.write and may.semantic:
                 partition = question.partition(MODEL)
                 answer = encode_answer(Answer(content=name))
@@ -86,24 +87,31 @@ class Trial:
                 keeps.append(Keep(encode_entry(entry)))
         await self.semantic.keep(keeps)
 
-    async def look(self, questions: Sequence[tuple[Question, InferenceRequest]]) -> list[Found]:
-        """What the cache says to each."""
-        looks, answers = [], list[Found]()
+    async def look(self, questions: Sequence[tuple[Question, InferenceRequest]]) -> list[tuple[Found, str]]:
+        """What the caches say to each, and whose answer that is."""
+        looks, said = [], dict[int, tuple[Found, str]]()
+        first = self.handles
         for question, request in questions:
             may = self._may(request)
             self.handles += 1
-            if may.read and may.semantic:
+            if may.read and (name := self.exact.get(question.key(MODEL))) is not None:
+                said[self.handles] = Found(self.handles, "hit", 1.0, "the same text"), name
+            elif may.read and may.semantic:
                 looks.append(Look(self.handles, question.text, question.partitions([MODEL])))
             else:
-                answers.append(Found(self.handles, "miss", reason=may.reason))
-        answers += [found for found in await self.semantic.look(looks) if found is not None]
-        return sorted(answers, key=lambda found: found.handle)
+                said[self.handles] = Found(self.handles, "miss", reason=may.reason), ""
+        for found in await self.semantic.look(looks):
+            if found is not None:
+                hit = found.verdict == "hit"
+                name = decode_answer(decode_entry(found.entry).answer).content if hit else ""
+                said[found.handle] = found, name
+        return [said[handle] for handle in range(first + 1, self.handles + 1)]
 
-    def tally(self, kind: str, same: bool | None, hit: bool) -> None:
+    def tally(self, kind: str, hit: bool, should: bool | None, fits: bool | None) -> None:
         for name in dict.fromkeys((kind, "all")):
-            self.tallies.setdefault(name, Tally()).add(same, hit)
+            self.tallies.setdefault(name, Tally()).add(hit, should, fits)
 
-    def _may(self, request: InferenceRequest) -> Any:
+    def _may(self, request: InferenceRequest) -> Eligibility:
         return eligibility(request, analyse(request.user_query or "")[0], self.exact_domains)
 
 
@@ -153,29 +161,31 @@ async def _paraphrase(trial: Trial, lines: list[dict[str, Any]], _: str) -> Asyn
             (_ask(line["a"], f"line{first + n}"), _ask(line["b"], f"line{first + n}")) for n, line in enumerate(batch)
         ]
         await trial.keep((*stored, "a") for stored, _ in pairs)
-        for line, found in zip(batch, await trial.look([asked for _, asked in pairs]), strict=True):
-            hit = found.verdict == "hit"
-            trial.tally(str(line.get("kind", "lines")), line.get("same"), hit)
+        for line, (found, _name) in zip(batch, await trial.look([asked for _, asked in pairs]), strict=True):
+            hit, same = found.verdict == "hit", line.get("same")
+            trial.tally(_kind(line), hit, same, same)
             yield {"id": line["id"], "hit": hit, "score": round(found.score, 4), "reason": found.reason}
 
 
 async def _stream(trial: Trial, lines: list[dict[str, Any]], protocol: str) -> AsyncIterator[dict[str, Any]]:
-    """One after another, all behind the same walls."""
-    answers = {str(index): line.get("answer") for index, line in enumerate(lines)}
+    """One after another, all behind the same walls. A line of `stream` should hit when its answer was given before."""
+    answered: set[Any] = set()
     for index, line in enumerate(lines):
-        asked = _ask(line["q"], "stream")
-        [found] = await trial.look([asked])
+        asked, answer = _ask(line["q"], "stream"), line.get("answer")
+        [(found, source)] = await trial.look([asked])
         hit = found.verdict == "hit"
-        source = json.loads(decode_entry(found.entry).answer)["content"] if hit else ""
-        same = None
-        if protocol == "distinct":
-            same = False
-        elif line.get("answer") is not None and hit:
-            same = answers[source] == line["answer"]
-        trial.tally(str(line.get("source", "lines")), same, hit)
+        should, fits = (False, False) if protocol == "distinct" else (None, None)
+        if protocol == "stream" and answer is not None:
+            should, fits = json.dumps(answer) in answered, hit and lines[int(source)].get("answer") == answer
+        trial.tally(_kind(line), hit, should, fits)
         await trial.keep([(*asked, str(index))])
+        answered.add(json.dumps(answer))
         hit_id = lines[int(source)]["id"] if hit else None
         yield {"id": line["id"], "hit_id": hit_id, "score": round(found.score, 4), "reason": found.reason}
+
+
+def _kind(line: dict[str, Any]) -> str:
+    return str(line.get("kind", line.get("source", "lines")))
 
 
 def _ask(text: str, tenant: str) -> tuple[Question, InferenceRequest]:
@@ -190,7 +200,7 @@ def _lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(str(path), f"cannot be read: {error}", "give a readable file of JSON lines") from error
     lines = []
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.split("\n"), 1):
         if not raw.strip():
             continue
         try:

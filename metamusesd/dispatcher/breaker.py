@@ -8,6 +8,7 @@ closed ──MOST_FAILURES in a row──► open for a while ──► one ques
 from __future__ import annotations
 
 MOST_FAILURES = 5
+MOMENT_S = 0.1  # what fails together is one failure: a burst that is too much is no sign of a silent process
 FIRST_S, LONGEST_S = 0.5, 30.0
 
 
@@ -17,7 +18,7 @@ class Breaker:
     def __init__(self) -> None:
         self._failures = 0
         self._pause_s = FIRST_S
-        self._until_s = 0.0
+        self._until_s = self._counted_s = 0.0
         self._trying = False
 
     def __repr__(self) -> str:
@@ -43,7 +44,9 @@ class Breaker:
 
     def failed(self, now_s: float) -> None:
         """No answer in time, or a bad one."""
-        self._failures += 1
+        if self._failures and now_s - self._counted_s < MOMENT_S and not self._trying:
+            return
+        self._failures, self._counted_s = self._failures + 1, now_s
         if self.is_open:
             if self._trying:
                 self._pause_s = min(self._pause_s * 2, LONGEST_S)

@@ -29,15 +29,15 @@ from metamusesd.dispatcher.inquiry import Inquiry
 from metamusesd.dispatcher.keeping import Keeping
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.links import Hooks, Link
-from metamusesd.dispatcher.lookup import Lookup
+from metamusesd.dispatcher.lookup import Lookup, Routing
 from metamusesd.dispatcher.outbox import Outbox
 from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
 from metamusesd.dispatcher.vectors_link import VectorsLink
-from metamusesd.errors import ContextOverflow, MetamusesdError, NoCapacity, QueueError, UnknownTier
-from metamusesd.job import Route, encode_route, parse_request
+from metamusesd.errors import ContextOverflow, DeadlineUnmeetable, MetamusesdError, NoCapacity, QueueError, UnknownTier
+from metamusesd.job import encode_route, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Settlement, Verdict, Want
 from metamusesd.wire import Finished, Refused, Token
@@ -107,9 +107,9 @@ class Dispatcher:
         """Write the end of a run, once; its lease is renewed until that is done."""
         try:
             outcome = conclude(run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end))
-            outcome = self.keeping.prepare(run, outcome)
         except Exception as error:  # a bug of ours: without an end the job would run again and again
             outcome = refusal(run.claim, MetamusesdError(f"{type(error).__name__}: {error}"))
+        outcome = self.keeping.prepare(run, outcome)
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
         self.keeping.settled(run, outcome, verdict)
         self.ledger.ended(run, end, outcome, verdict)
@@ -123,13 +123,12 @@ class Dispatcher:
             self._start(self.process(claim))
 
     def analyse(self, claim: Claim, *, again: bool = False) -> None:
-        """Stage 3: name the tiers that may serve it; what nobody can serve, or not in time, ends here. `again`: who
+        """Stage 3: name the tiers that may serve it, and look it up; what nobody can serve ends here. `again`: who
         lives was just asked because of it."""
         started_ns = time.monotonic_ns()
         try:
             request = parse_request(claim.body)
             routing = route(request, self._large_enough(claim.id))
-            self.outlook.check(claim, request, routing.tiers)
         except UnknownTier as error:
             if again:
                 self._refuse(claim, error)
@@ -140,18 +139,25 @@ class Dispatcher:
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
             self._refuse(claim, known)
             return
-        self.lookup.put(claim, request, routing, (time.monotonic_ns() - started_ns) / 1e6)
+        self.lookup.put(Routing(claim, request, routing, (time.monotonic_ns() - started_ns) / 1e6))
 
-    def _forward(self, claim: Claim, routing: Route, route_ms: float, flight: str) -> None:
-        """Into the queues of its tiers; with a flight, behind an equal job that is under way, if there is one."""
+    def _forward(self, job: Routing, flight: str) -> None:
+        """Into the queues of its tiers; with a flight, behind an equal job that is under way, if there is one. What
+        cannot be computed in time ends here."""
+        claim, tiers = job.claim, job.route.tiers
         if self._draining:  # nobody would forward it
             self.outbox.put(Requeue(claim.id, claim.token, "drain"))
             return
+        try:
+            self.outlook.check(claim, job.request, tiers)
+        except DeadlineUnmeetable as error:
+            self._refuse(claim, error)
+            return
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()
-        self._route_ms[claim.id] = route_ms
-        self.outlook.forwarded(claim, routing.tiers)
-        self.pump.forward(Routed(claim.id, claim.token, routing.tiers, encode_route(routing), flight))
+        self._route_ms[claim.id] = job.route_ms
+        self.outlook.forwarded(claim, tiers, flight)
+        self.pump.forward(Routed(claim.id, claim.token, tiers, encode_route(job.route), flight))
 
     def _hit(self, claim: Claim, end: Settlement) -> None:
         """A cache has the answer: that is the end, whatever the tiers are doing."""
@@ -296,8 +302,8 @@ class Dispatcher:
             self.fleet.refused(run.link, run.claim.priority)
 
     def _changed(self, link: Link) -> None:
-        if link.hello is not None:
-            self.identities.greeted(link.hello)
+        ready = self.fleet.ready.get(link.tier, ())
+        self.identities.changed(link.tier, [each.hello for each in ready if each.hello is not None])
         self.alone.changed(link)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

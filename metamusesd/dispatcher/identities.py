@@ -1,17 +1,19 @@
 """Stages 3, 10 · dispatcher · which models' answers may serve a tier: their identities, own and other hosts'.
 
 An identity is a digest of everything of a model that shapes its answers (cache/partition.py). It is known from a
-worker's HELLO on, and stays known while the worker is away: its answers are as good as before.
+worker's HELLO on, and stays known while all workers of a tier are away: their answers are as good as before. While
+workers of one tier have different models, each has its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 from metamusesd.cache.partition import identity
 from metamusesd.config import Config
 from metamusesd.dispatcher.hosts import Hosts
-from metamusesd.wire import Hello
+from metamusesd.wire import DATED, Hello
 
 
 class Identities:
@@ -19,32 +21,38 @@ class Identities:
 
     def __init__(self, hosts: Hosts, defaults: Mapping[str, Mapping[str, float]]) -> None:
         self._hosts, self._defaults = hosts, defaults
-        self._own: dict[str, str] = {}
+        self._own: dict[str, list[Hello]] = {}
 
     def __repr__(self) -> str:
         return f"<Identities {self._own}>"
 
-    def greeted(self, hello: Hello) -> None:
-        """A worker of this host is there, with this model."""
-        self._own[hello.tier] = self.of_worker(hello)
+    def changed(self, tier: str, hellos: Sequence[Hello]) -> None:
+        """The workers of this host that serve a tier now; none: those of before will come back."""
+        if hellos:
+            self._own[tier] = list(hellos)
 
     def of_worker(self, hello: Hello) -> str:
-        """Whose answers its answers are."""
+        """Whose answers its answers are. Where the model is told the date, they are today's."""
         defaults = self._defaults.get(hello.tier, {})
-        return identity(hello.digest, hello.template_digest, hello.engine, **defaults)
+        today = time.strftime("%Y-%m-%d", time.gmtime()) if hello.template_digest.startswith(DATED) else ""
+        return identity(hello.digest, hello.template_digest + today, hello.engine, **defaults)
 
-    def own(self, tier: str) -> str:
+    def own(self, tier: str) -> list[str]:
         """Of this host; empty: no worker of this tier has greeted yet."""
-        return self._own.get(tier, "")
+        return list(dict.fromkeys(map(self.of_worker, self._own.get(tier, ()))))
 
     def of_tiers(self, tiers: Iterable[str]) -> list[str]:
         """All that may answer a job with these tiers, the best tier's first."""
-        found: dict[str, None] = {}
-        for tier in tiers:
-            for each in (self.own(tier), *(service.identity for service in self._hosts.services(tier))):
-                if each:
-                    found[each] = None
-        return list(found)
+        return [each for tier in tiers for each in self._of_tier(tier)]
+
+    def all_of(self, tiers: Iterable[str]) -> list[str]:
+        """The same, with a name for a tier whose models nobody knows yet: two jobs that may meet different models there
+        are not equal."""
+        return [each for tier in tiers for each in self._of_tier(tier) or [f"unknown:{tier}"]]
+
+    def _of_tier(self, tier: str) -> list[str]:
+        others = (service.identity for service in self._hosts.services(tier))
+        return list(dict.fromkeys(filter(None, (*self.own(tier), *others))))
 
 
 def defaults_of(config: Config) -> dict[str, dict[str, float]]:

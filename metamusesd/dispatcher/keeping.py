@@ -29,14 +29,22 @@ class Keeping:
         self._rules, self._identities, self._vectors, self._ledger = rules, identities, vectors, ledger
 
     def prepare(self, run: Run, outcome: Settlement | Requeue | None) -> Settlement | Requeue | None:
-        """The end with its answer for the exact cache, if it may be kept. What follows the settle is set aside."""
+        """The end with its answer for the exact cache, if it may be kept. What follows the settle is set aside. Never
+        raises: an answer that cannot be kept is no less an answer."""
         if not self._rules.enabled or not isinstance(outcome, Settlement):
             return outcome
+        try:
+            return self._prepare(run, outcome)
+        except Exception as error:
+            self._ledger.lookup_failed(error)
+            return outcome
+
+    def _prepare(self, run: Run, outcome: Settlement) -> Settlement:
         seen = self._question(run)
         if seen is None:
             return outcome
         question, may, routing = seen
-        promises = question.promises(self._identities.of_tiers(routing.tiers))
+        promises = question.promises(self._identities.all_of(routing.tiers))
         run.news = Withdraw([entry_id(promises, question.text)]) if may.share and may.semantic else None
         result = decode_result(outcome.result)
         if not may.write or run.link is None or run.link.hello is None:

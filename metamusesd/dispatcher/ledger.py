@@ -49,6 +49,11 @@ class Ledger:
         if started_ns:
             self._page.observe("cache_lookup_seconds", label, (time.monotonic_ns() - started_ns) / 1e9)
 
+    def lookup_failed(self, error: Exception) -> None:
+        """A mistake of ours; the job went on as a miss, or its answer was not kept."""
+        self._page.count("cache_lookups_total", "failed/failed")
+        self._log.error("the cache stumbled", problem=f"{type(error).__name__}: {error}")
+
     def kept(self, cache: str) -> None:
         """Stage 10: a cache has learnt an answer."""
         self._page.count("cache_kept_total", cache)

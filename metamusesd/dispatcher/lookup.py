@@ -5,7 +5,8 @@
             └► semantic cache (vectors process, within a budget) ─► hit ─► settle
                 └► miss: its promise is kept there, and ──────────────► forward with its flight: equal jobs follow it
 
-Whatever fails here is a miss. Nothing here ends a job but a hit.
+Whatever fails here is a miss, our own mistakes included. Nothing here ends a job but a hit, and every job that was put
+in leaves once: `_close` is the only way out.
 """
 
 from __future__ import annotations
@@ -31,35 +32,41 @@ from metamusesd.queues.base import Claim, Queue, Settlement
 from metamusesd.wire import Found, Look
 
 PROMISE_MS = 600_000  # a promise that nobody withdrew is forgotten then
-
-Forward = Callable[[Claim, Route, float, str], None]  # with the milliseconds of its routing, and the flight or none
-Settle = Callable[[Claim, Settlement], None]
+MOST_CHARS = 4000  # no embedder's window is so wide: the vectors process need not be told
+MOST_IDENTITIES = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """An analysed job: what `forward` gets back, with a note in `route`."""
+
+    claim: Claim
+    request: InferenceRequest
+    route: Route
+    route_ms: float
+
+
+@dataclass(slots=True)
 class _Case:
     """One job that is being looked up."""
 
-    claim: Claim
-    routing: Route
+    job: Routing
     question: Question
     may: Eligibility
     identities: list[str]
+    flight: str  # empty: it neither follows nor leads
     started_ns: int
-    route_ms: float
-
-    @property
-    def flight(self) -> str:
-        return self.question.flight(self.identities) if self.may.share else ""
+    closed: bool = False
 
 
 class Lookup:
-    """Looks up for one dispatcher. `forward` gets every job that must be computed, and `wake` follows unless that was
-    within `put`; `settle` gets every hit."""
+    """Looks up for one dispatcher. `forward` (with a flight, or none) gets every job that must be computed, and `wake`
+    follows unless that was within `put`; `settle` gets every hit."""
 
     def __init__(
-        self, queue: Queue, rules: Rules, identities: Identities, vectors: VectorsLink, forward: Forward,
-        settle: Settle, wake: Callable[[], None], ledger: Ledger,
+        self, queue: Queue, rules: Rules, identities: Identities, vectors: VectorsLink,
+        forward: Callable[[Routing, str], None], settle: Callable[[Claim, Settlement], None], wake: Callable[[], None],
+        ledger: Ledger,
     ) -> None:  # fmt: skip
         self._queue, self._rules, self._identities, self._vectors = queue, rules, identities, vectors
         self._forward, self._settle, self._wake, self._ledger = forward, settle, wake, ledger
@@ -72,22 +79,24 @@ class Lookup:
     def __repr__(self) -> str:
         return f"<Lookup open={self._open} {self._vectors}>"
 
-    def put(self, claim: Claim, request: InferenceRequest, routing: Route, route_ms: float) -> None:
+    def put(self, job: Routing) -> None:
         """Sooner or later `forward` or `settle` is called for it, perhaps at once."""
         if not self._rules.enabled:
-            self._forward(claim, routing, route_ms, "")
+            self._forward(job, "")
             return
-        may = eligibility(request, routing.domain, self._rules.exact_domains)
-        identities = self._identities.of_tiers(routing.tiers)
+        may = eligibility(job.request, job.route.domain, self._rules.exact_domains)
+        identities = self._identities.of_tiers(job.route.tiers)[:MOST_IDENTITIES]
         if not (may.read or may.share) or not identities:
             reason = may.reason or "no worker has said yet which model it has"
             self._ledger.looked_up("skipped", "ineligible")
-            self._forward(claim, _noted(routing, CacheNote(kind="off", reason=reason)), route_ms, "")
+            self._forward(_noted(job, CacheNote(kind="off", reason=reason)), "")
             return
-        case = _Case(claim, routing, question_of(request), may, identities, time.monotonic_ns(), route_ms)
+        question, flight = question_of(job.request), ""
+        if may.share and self._rules.coalesce:
+            flight = question.flight(self._identities.all_of(job.route.tiers))
         if not self._cases:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._cases.append(case)
+        self._cases.append(_Case(job, question, may, identities, flight, time.monotonic_ns()))
         self._open += 1
         self._answered.clear()
 
@@ -103,17 +112,23 @@ class Lookup:
 
     async def _recall(self, cases: list[_Case]) -> None:
         """The exact cache."""
-        asks = [_recall_of(case) for case in cases]
+        recalled = [Recalled()] * len(cases)
         try:
-            recalled = await self._queue.recall(asks)
+            recalled = await self._queue.recall([_recall_of(case) for case in cases])
         except QueueError as error:
             self._ledger.redis(error)
-            recalled = [Recalled()] * len(cases)
+        except Exception as error:
+            self._ledger.lookup_failed(error)
         for case, found in zip(cases, recalled, strict=True):
-            try:
-                self._recalled(case, found)
-            except Exception as error:  # a bug of ours, or a cache that somebody spoilt: the job goes on
-                self._miss(case, CacheNote(kind="miss", reason=f"{type(error).__name__}: {error}"))
+            self._guarded(case, lambda case=case, found=found: self._recalled(case, found))  # type: ignore[misc]
+
+    def _guarded(self, case: _Case, step: Callable[[], None]) -> None:
+        """A mistake of ours, or a cache that somebody spoilt: the job goes on."""
+        try:
+            step()
+        except Exception as error:
+            self._ledger.lookup_failed(error)
+            self._miss(case, CacheNote(kind="miss", reason=f"{type(error).__name__}: {error}"))
 
     def _recalled(self, case: _Case, found: Recalled) -> None:
         answer = _decoded(found.value) if found.key else None
@@ -125,8 +140,7 @@ class Lookup:
             self._miss(
                 case, CacheNote(kind="off", reason="the same user asked it a moment ago: a new answer is wanted")
             )
-        elif not (case.may.read and case.may.semantic and self._rules.semantic):
-            reason = case.may.reason or "the semantic cache is off"
+        elif reason := self._exact_only(case):
             self._ledger.looked_up("miss", "exact", case.started_ns)
             self._miss(case, CacheNote(kind="miss", reason=reason))
         elif not self._vectors.may_ask():
@@ -134,14 +148,23 @@ class Lookup:
             self._miss(case, CacheNote(kind="miss", reason="the semantic cache does not answer"))
         else:
             self._vectors.look(
-                lambda handle, until_ns: self._look_of(case, handle, until_ns), lambda said: self._found(case, said)
+                lambda handle, until_ns: self._look_of(case, handle, until_ns),
+                lambda said: self._guarded(case, lambda: self._found(case, said)),
             )
+
+    def _exact_only(self, case: _Case) -> str:
+        """Why the semantic cache is not asked; empty: it is."""
+        if not (case.may.read and case.may.semantic):
+            return case.may.reason or "the caller wants no answer from a cache"
+        if len(case.question.text) > MOST_CHARS:
+            return "longer than the embedder's window: only an equal question hits"
+        return "" if self._rules.semantic else "the semantic cache is off"
 
     def _look_of(self, case: _Case, handle: int, until_ns: int) -> Look:
         """What the vectors process is asked; a job that may be followed leaves its promise there."""
         question, promises, promise = case.question, "", b""
-        if case.may.share and self._rules.coalesce:
-            promises = question.promises(case.identities)
+        if case.flight:
+            promises = question.promises(self._identities.all_of(case.job.route.tiers))
             now_ms = time.time_ns() // 1_000_000
             entry = Entry(
                 id=entry_id(promises, question.text), partition=promises, query=question.text, flight=case.flight,
@@ -162,7 +185,8 @@ class Lookup:
             self._hit(case, answer, note)
         elif entry is not None and found.verdict == "flight":
             self._ledger.looked_up("hit", "flight", case.started_ns)
-            self._miss(case, note, entry.flight)
+            kind = "miss" if entry.flight == case.flight else "flight"  # the very text: nothing to explain
+            self._miss(case, msgspec.structs.replace(note, kind=kind), entry.flight)
         elif found.verdict in ("miss", "beyond"):
             self._ledger.looked_up("refused" if found.score else "miss", "semantic", case.started_ns)
             self._miss(case, note)
@@ -171,30 +195,38 @@ class Lookup:
             self._miss(case, note)
 
     def _hit(self, case: _Case, answer: Answer, note: CacheNote) -> None:
+        job = case.job
+        passed_ms = (time.monotonic_ns() - case.started_ns) / 1e6 + job.route_ms
+        end = hit(job.claim, job.route, answer, note, job.route_ms, passed_ms)
         self._ledger.looked_up("hit", note.kind, case.started_ns)
-        passed_ms = (time.monotonic_ns() - case.started_ns) / 1e6 + case.route_ms
-        self._settle(case.claim, hit(case.claim, case.routing, answer, note, case.route_ms, passed_ms))
-        self._done()
+        if self._close(case):
+            self._settle(job.claim, end)
 
     def _miss(self, case: _Case, note: CacheNote, flight: str = "") -> None:
-        own = case.flight if self._rules.coalesce else ""
-        self._forward(case.claim, _noted(case.routing, note), case.route_ms, flight or own)
-        self._wake()
-        self._done()
+        if self._close(case):
+            self._forward(_noted(case.job, note), flight or case.flight)
+            self._wake()
 
-    def _done(self) -> None:
+    def _close(self, case: _Case) -> bool:
+        """True for the first who asks: the job leaves once."""
+        if case.closed:
+            return False
+        case.closed = True
         self._open -= 1
         if not self._open:
             self._answered.set()
+        return True
 
 
 def _recall_of(case: _Case) -> Recall:
-    keys = tuple(case.question.key(identity) for identity in case.identities) if case.may.read else ()
-    return Recall(case.claim.id, keys, case.question.asked if case.may.read else "")
+    id = case.job.claim.id
+    if not case.may.read:
+        return Recall(id, ())
+    return Recall(id, tuple(map(case.question.key, case.identities)), case.question.asked)
 
 
-def _noted(routing: Route, note: CacheNote) -> Route:
-    return msgspec.structs.replace(routing, lookup=note)
+def _noted(job: Routing, note: CacheNote) -> Routing:
+    return Routing(job.claim, job.request, msgspec.structs.replace(job.route, lookup=note), job.route_ms)
 
 
 def _decoded(raw: bytes) -> Answer | None:

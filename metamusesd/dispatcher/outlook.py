@@ -31,6 +31,7 @@ class Outlook:
         self.arrived = asyncio.Event()
         self.newcomer = ""  # a job that was routed a moment ago and waits
         self._models = {tier.name: tier.model for tier in tiers}
+        self._flights: set[str] = set()  # forwarded since the last survey
         self._pressed: set[str] = set()  # tiers in which somebody waited since the last survey
         self._waiting: dict[str, list[int]] = {}  # by tier and class: the last survey, and what has passed since
 
@@ -55,8 +56,12 @@ class Outlook:
             if self.newcomer:
                 self.arrived.set()
 
-    def forwarded(self, claim: Claim, tiers: Sequence[str]) -> None:
-        """This job will wait there."""
+    def forwarded(self, claim: Claim, tiers: Sequence[str], flight: str = "") -> None:
+        """This job will wait there; unless it follows one of its flight that was forwarded a moment ago."""
+        if flight:
+            if flight in self._flights:
+                return
+            self._flights.add(flight)
         for tier in tiers:
             self._count(tier, claim.priority, 1)
 
@@ -72,6 +77,7 @@ class Outlook:
     def surveyed(self, depths: Sequence[Depth], hosts: Sequence[Host]) -> None:
         """Once a second: who waits, and who lives."""
         self.hosts.update(hosts)
+        self._flights.clear()
         self._waiting = {depth.queue: list(depth.by_class) for depth in depths}
 
     def services(self, free: Mapping[str, int]) -> dict[str, Service]:

@@ -129,7 +129,7 @@ class Rounds:
         outlook, queue = self._dispatcher.outlook, self._queue
         identities = self._dispatcher.identities
         services = {
-            tier: replace(service, identity=identities.own(tier))
+            tier: replace(service, identity=(identities.own(tier) or [""])[-1])
             for tier, service in outlook.services(self._free()).items()
         }
         await queue.announce(Host(self._owner, services), HOST_TTL_S)

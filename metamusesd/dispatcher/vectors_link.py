@@ -17,6 +17,7 @@ from metamusesd.errors import WireError
 from metamusesd.log import Logger
 from metamusesd.wire import Complain, Found, Frame, FrameReader, Keep, Look, Question, Withdraw, encode
 
+FRAME_QUESTIONS = 64  # in one frame: of texts that lookup.py lets pass, and of answers that may be kept
 MOST_UNSENT_BYTES = 16 * 1024 * 1024  # of a process that does not read: what is news only is dropped then
 
 
@@ -47,8 +48,16 @@ class VectorsLink:
             sock.close()
             return
         self.close()
-        pipe = self._pipe = _Pipe(epoch, self._answered, self._parted, self._log)
-        await asyncio.get_running_loop().create_unix_connection(lambda: pipe, sock=sock)
+        pipe = _Pipe(epoch, self._answered, self._parted, self._log)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: pipe, sock=sock)
+        except OSError as error:
+            sock.close()
+            self._log.warning("vectors could not be linked", epoch=epoch, problem=str(error))
+            self._lost(epoch)
+            return
+        self.close()  # of two that came at once, the later one counts
+        self._pipe, self.breaker = pipe, Breaker()  # another process: no grudge
         self._log.info("vectors linked", epoch=epoch)
 
     def close(self) -> None:
@@ -81,9 +90,12 @@ class VectorsLink:
         self._unsent.append(question)
 
     def _flush(self) -> None:
+        """In frames that are not too long; a question is far from being that."""
         unsent, self._unsent = self._unsent, []
-        if self._pipe is not None:
-            self._pipe.send(unsent)
+        if self._pipe is None:
+            return
+        for first in range(0, len(unsent), FRAME_QUESTIONS):
+            self._pipe.send(unsent[first : first + FRAME_QUESTIONS])
 
     def _answered(self, found: Found) -> None:
         done, timer = self._waiting.pop(found.handle, (None, None))
@@ -94,12 +106,12 @@ class VectorsLink:
             self.breaker.failed(time.monotonic())
         else:
             self.breaker.answered()
-        done(found)
+        self._tell(done, found)
 
     def _late(self, handle: int) -> None:
         done, _ = self._waiting.pop(handle)
         self.breaker.failed(time.monotonic())
-        done(Found(handle, "late", reason="no answer within the budget"))
+        self._tell(done, Found(handle, "late", reason="no answer within the budget"))
 
     def _parted(self, pipe: _Pipe) -> None:
         if pipe is self._pipe:
@@ -109,9 +121,18 @@ class VectorsLink:
 
     def _give_up(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self.breaker.failed(time.monotonic())
         for handle, (done, timer) in waiting.items():
             timer.cancel()
-            done(Found(handle, "failed", reason=reason))
+            self._tell(done, Found(handle, "failed", reason=reason))
+
+    def _tell(self, done: Callable[[Found], None], found: Found) -> None:
+        """Whatever one job makes of its answer, the others get theirs."""
+        try:
+            done(found)
+        except Exception as error:
+            self._log.error("a lookup's answer was not taken", problem=f"{type(error).__name__}: {error}")
 
 
 class _Pipe(asyncio.Protocol):

@@ -156,3 +156,33 @@ def test_missing_models_are_named_with_the_remedy(tmp_path: Path) -> None:
     assert "metamusesd models fetch" in line
     (tmp_path / config.DEMO_MODEL).touch()
     assert config.missing_models(loaded) == []
+
+
+@pytest.mark.parametrize(("text", "on"), [("true", True), ("1", True), ("Yes", True), ("FALSE", False), ("off", False)])
+def test_the_former_services_cache_variables(text: str, on: bool) -> None:
+    """Without quotes, as they stand in its .env file."""
+    environ = {
+        "ENABLE_SEMANTIC_CACHE": text, "CACHE_SIMILARITY_THRESHOLD": "0.97", "CACHE_TTL_HOURS": "12",
+        "QDRANT_URL": "http://qdrant:6333", "QDRANT_API_KEY": "1234",
+    }  # fmt: skip
+    cache = load(environ=environ).cache
+    assert (cache.enabled, cache.similarity_threshold, cache.ttl_hours) == (on, 0.97, 12.0)
+    assert (cache.qdrant_url, cache.qdrant_api_key) == ("http://qdrant:6333", "1234")
+    assert "1234" not in repr(cache)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("candidate_threshold", "0.96", "above cache.similarity_threshold"),
+        ("similarity_threshold", "1.5", "too large"),
+        ("exact_domains", '["maths"]', "no domain"),
+        ("qdrant_url", '"qdrant:6333"', "http://host:6333"),
+        ("collection", '"a b"', "not a name"),
+        ("enabled", '"maybe"', "give a bool"),
+    ],
+)
+def test_cache_mistakes_name_the_key(tmp_path: Path, key: str, value: str, words: str) -> None:
+    """What is wrong, and what would be right."""
+    [line] = mistakes_of(f"[cache]\n{key} = {value}\n", tmp_path)
+    assert line.startswith(f"cache.{key}:") and words in line

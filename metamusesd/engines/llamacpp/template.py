@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from metamusesd.errors import ModelLoadFailed, TemplateFailed
 from metamusesd.job import Message
+from metamusesd.wire import DATED
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -40,7 +41,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self.source = source
-        self.digest = "sha256:" + hashlib.sha256(source.encode()).hexdigest()
+        dated = DATED if "strftime_now" in source else ""
+        self.digest = f"{dated}sha256:{hashlib.sha256(source.encode()).hexdigest()}"
         self._words = {"bos_token": bos, "eos_token": eos, "raise_exception": _refuse, "strftime_now": _now}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

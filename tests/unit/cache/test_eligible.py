@@ -16,50 +16,149 @@ def why_not(query: str, **more: Any) -> str:
     return eligibility(parse_request({"user_query": query, **more}), "general", ALL).reason
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "What is the weather in Oslo today?", "weather in Paris", "What's the time?", "What time is it?",
-        "Who is the current president of France?", "latest news about Mars", "What is the stock price of ACME?",
-        "Is it raining?", "What happened yesterday?", "How old is the queen?", "days until Christmas",
-        "What's the bitcoin price?", "restaurants near me", "Will it rain this weekend?", "What is today’s date?",
+PASSING = {
+    "it asks for something new": [
+        "Generate a password",
+        "Generate a UUID",
+        "Pick a number between 1 and 10",
+        "Roll 2d6",
+        "Tell me a joke",
     ],
-)  # fmt: skip
-def test_what_depends_on_the_time_is_not_cached(query: str) -> None:
-    """Tomorrow's answer is another one."""
-    assert "time" in why_not(query)
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "What is my balance?", "Show me my last orders", "When is my appointment?", "What is my name?", "Where am I?",
-        "Did I already pay?", "What did I ask before?", "Read my unread emails", "List my files",
+    "the answer depends on the time": [
+        "Tell me the time",
+        "Give me the date",
+        "What year is this?",
+        "What day of the week is it?",
+        "Is it Friday?",
+        "What is the price of bitcoin?",
+        "How much is bitcoin worth?",
+        "What is the dollar to euro rate?",
+        "What's the score of the Lakers game?",
+        "Who won the Super Bowl?",
+        "What's happening in Ukraine?",
+        "What's on TV?",
+        "What's the temperature in Berlin?",
+        "Is it going to rain?",
+        "Do I need an umbrella?",
+        "When is Easter?",
+        "How long until New Year?",
+        "When is the next bus to town?",
+        "How's the traffic downtown?",
+        "Is Facebook down?",
+        "Is the pharmacy open?",
+        "Is the train delayed?",
+        "Who is the president of France?",
+        "Who is the CEO of Twitter?",
+        "Wie spät ist es?",
+        "Wie ist das Wetter heute?",
+        "¿Qué hora es?",
+        "今天天气怎么样？",
+        "How long until my package arrives?",
+        "days until Christmas",
+        "When is my appointment?",
+        "What is the weather in Oslo today?",
+        "Who won the Super Bowl last night?",
     ],
-)  # fmt: skip
-def test_what_depends_on_the_users_state_is_not_cached(query: str) -> None:
-    """Nobody but a tool knows it, and it changes."""
-    assert "state" in why_not(query)
-
-
-@pytest.mark.parametrize("query", ["again", "Yes.", "go on", "why?", "Tell me another joke", "Roll a dice", "..."])
-def test_what_asks_nothing_by_itself_or_wants_something_new(query: str) -> None:
-    """An answer to that fits nobody else."""
-    assert why_not(query) or query == "..."
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "What is the capital of France?", "How do I reset my password?", "How can I track my parcel?",
-        "What is the time complexity of quicksort?", "Why is the sky blue?", "What is the best way to learn Spanish?",
-        "Who won the world cup in 1998?", "What causes rain?", "Should I change my name after marriage?",
+    "the answer depends on the user's own state": [
+        "How much money is in my account?",
+        "Why was my payment declined?",
+        "How is my order doing?",
+        "How many points do I have on my card?",
+        "Can I see my order status?",
+        "How many unread emails are in my inbox?",
+        "Did I pass?",
+        "Was I charged twice?",
+        "What do I owe?",
+        "Why was my order cancelled?",
+        "How much is my balance?",
+        "How many points are in my account?",
+        "How much is left on my gift card?",
+        "Is it in my inbox?",
+        "Can I see my invoices?",
+        "Why is my salary lower than Bob's?",
+        "Read my unread emails",
+        "What is my name?",
+        "Where am I?",
     ],
-)  # fmt: skip
+    "it is an order, and not a question": [
+        "Set a timer for 5 minutes",
+        "Send Bob a message",
+        "Remind me to call Bob",
+    ],
+    "its text asks nothing by itself": [
+        "...",
+        "?",
+        "👍",
+        "and you?",
+        "again please",
+        "more please",
+        "do it again",
+        "translate that",
+        "explain it simpler",
+    ],
+}
+ORDINARY = [
+    "What is a breaking change in semver?",
+    "What is a random number generator?",
+    "What is the probability to roll a die and get six?",
+    "If I flip a coin ten times, what happens?",
+    "How old was Mozart when he died?",
+    "What is the most recent common ancestor?",
+    "Explain the forecast() function in R",
+    "Is it hot in the Sahara?",
+    "What happened in the last week of June 1940?",
+    "How does a nearby star form?",
+    "What is the capital of France?",
+    "How do I reset my password?",
+    "How can I track my parcel?",
+    "Why is the sky blue?",
+    "What is the best way to learn Spanish?",
+    "Who won the world cup in 1998?",
+    "What causes rain?",
+    "Should I change my name after marriage?",
+    "How do I improve my confidence?",
+    "What is a good book to read on vacation?",
+    "How does photosynthesis work?",
+    "Who wrote Hamlet?",
+    "How do plants make food?",
+    "What is the boiling point of water?",
+    "Can dogs eat chocolate?",
+    "How long does it take to boil an egg?",
+    "How much water should one drink a day?",
+    "What are the symptoms of flu?",
+    "Is Pluto a planet?",
+    "What is the difference between a king and a queen?",
+    "How are diamonds made?",
+    "Who was the first president of the USA?",
+]
+
+
+@pytest.mark.parametrize(("reason", "query"), [(reason, query) for reason in PASSING for query in PASSING[reason]])
+def test_what_passes_is_not_cached(reason: str, query: str) -> None:
+    """Time, the user's own state, chance, orders, and what asks nothing: an answer to these fits nobody else, or not
+    for long."""
+    assert why_not(query) == reason
+
+
+@pytest.mark.parametrize("query", ORDINARY)
 def test_ordinary_questions_are(query: str) -> None:
     """They may be read, kept, shared, and found by what they mean."""
     may = eligibility(InferenceRequest(user_query=query), "general", ALL)
     assert (may.read, may.write, may.semantic, may.share, may.reason) == (True, True, True, True, "")
+
+
+def test_in_a_conversation_a_turn_need_not_stand_alone() -> None:
+    """Its turns are walls: the same conversation has the same answer."""
+    turns = [{"role": "user", "content": "Who was Ada?"}, {"role": "assistant", "content": "A countess."}]
+    assert why_not("Translate that.") and not why_not("Translate that.", context=turns)
+
+
+def test_a_user_whom_nobody_names() -> None:
+    """What is for its user alone is not cached; what speaks of its user hits only when it is equal."""
+    assert "alone" in why_not("Who was Ada?", cache={"scope": "user"})
+    may = eligibility(parse_request({"user_query": "Is my dog too fat?"}), "general", ALL)
+    assert may.read and may.write and not may.semantic
+    assert not why_not("Is my dog too fat?", user_address="u1")
 
 
 def test_exact_domains_and_wishes() -> None:

@@ -55,6 +55,8 @@ DIFFERENT = {
     "scope": with_(cache={"scope": "tenant"}),
     "grammar": with_(params={"grammar": 'root ::= "a"'}),
     "schema": params(json_schema={"type": "array"}),
+    "schema of two": params(json_schema={"type": "object", "properties": {"a": {}, "b": {}}}),
+    "its order": params(json_schema={"type": "object", "properties": {"b": {}, "a": {}}}),
     "bias": params(logit_bias={"5": 2.0}),
     "stop": params(stop=["y"]),
     **{
@@ -92,7 +94,6 @@ SAME = {
     "timestamps": with_(context=[{**turn, "timestamp": 5.0} for turn in BASE["context"]]),
     "tags": with_(cache={"tags": ["red"]}),
     "model by name": with_(model="smollm2"),
-    "order of a schema": params(json_schema={"type": "object"}),
 }
 
 
@@ -127,6 +128,9 @@ def test_both_forms_of_a_request_meet() -> None:
         ({"user_query": "How do I clean my shoes?"}, False),
         ({"user_query": "How much water do I need?"}, False),
         ({"user_query": "How do I sleep when I am sad?"}, True),
+        ({"user_query": "Why is my knee swollen?"}, True),
+        ({"user_query": "How tall will my son be?"}, True),
+        ({"user_query": "I take warfarin, may I eat kale?"}, True),
         ({"user_query": "Go on.", "context": [{"role": "user", "content": "Hi."}]}, True),
         ({"user_query": "Is my dog too fat?", "cache": {"scope": "tenant"}}, False),
         ({"user_query": "Is my dog too fat?", "cache": {"scope": "muse"}}, False),
@@ -176,7 +180,11 @@ def test_no_text_slips_from_one_wall_into_another(persona: str, first: str, seco
     """Whatever the texts are, moving a part of one into its neighbour is another question."""
     context = [{"role": "user", "content": first}, {"role": "assistant", "content": second}]
     body = {"user_query": query + "x", "persona": "p" + persona, "context": context}
-    moved = {**body, "context": [{"role": "user", "content": first + "x"}, {"role": "assistant", "content": second}]}
-    shifted = {**body, "persona": "p" + persona + "y", "user_query": query + "x"}
-    swapped = {**body, "user_query": query + "xy"}
-    assert len({key(each) for each in (body, moved, shifted, swapped)}) == 4
+    into_first = {**body, "persona": "p", "context": [{**context[0], "content": persona + "|" + first}, context[1]]}
+    into_second = {**body, "context": [{**context[0], "content": ""}, {**context[1], "content": first + "|" + second}]}
+    into_query = {
+        **body,
+        "context": [context[0], {**context[1], "content": ""}],
+        "user_query": second + "|" + query + "x",
+    }
+    assert len({key(each) for each in (body, into_first, into_second, into_query)}) == 4

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from metamusesd.cache.admission import admits
 from metamusesd.cache.verifier import LONGEST, Judgement, Verdict, verify
-from tests.unit.cache.verifier_rows import KINDS
+from tests.unit.cache import verifier_rows, verifier_twins
 
+KINDS = verifier_rows.KINDS | verifier_twins.KINDS
 ROWS = [pytest.param(*row, id=f"{kind}-{at}") for kind, rows in KINDS.items() for at, row in enumerate(rows)]
 ODD = {
     "spaces": " " * 100_000,

@@ -61,7 +61,7 @@ class PlayedWorker:
         await asyncio.get_running_loop().sock_sendall(self._sock, encode(frame, self.epoch, payload))
 
     async def hello(self, tier: str, context: int) -> None:
-        await self.send(Frame.HELLO, Hello(f"{tier}-0", tier, "m", "sha256:1", "echo", context, self.slots, 0))
+        await self.send(Frame.HELLO, Hello(f"{tier}-0", tier, "m", f"sha256:{tier}", "echo", context, self.slots, 0))
 
     async def orders(self, count: int = 1) -> list[Generate]:
         """The next orders, from as many frames as it takes."""

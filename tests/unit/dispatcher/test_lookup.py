@@ -7,10 +7,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from metamusesd.cache.base import Entry, decode_entry, encode_entry
 from metamusesd.dispatcher.caching import Rules
+from metamusesd.errors import DeadlineUnmeetable
 from metamusesd.job import Answer, encode_answer
 from metamusesd.wire import Complain, Finished, Found, Frame, Keep, Look, Token, Withdraw
 from tests.unit.dispatcher.stage import PlayedWorker, Stage
@@ -73,8 +75,6 @@ async def test_nothing_crosses_a_wall(stage: Stage, other: dict[str, Any]) -> No
     await computed(stage, worker, body())
     id = await stage.submit(body(**other))
     player = heavy if "tier" in other else worker
-    if "tier" in other:  # the played workers have one model; this one's template differs
-        stage.dispatcher.identities._own["heavy"] = "another"
     assert await answer(player) == id
 
 
@@ -201,8 +201,9 @@ async def test_code_hits_only_when_it_is_equal(stage: Stage) -> None:
     assert not [each for each in vectors.heard if type(each) in (Look, Keep)]
 
 
-async def test_nobody_waits_longer_than_the_budget() -> None:
+async def test_nobody_waits_longer_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent vectors process: misses, then it is not asked any more; gone: not asked at all."""
+    monkeypatch.setattr("metamusesd.dispatcher.breaker.MOMENT_S", 0.0)
     stage = Stage(rules=Rules(enabled=True, semantic=True, coalesce=False, budget_ms=5))
     worker = await stage.worker()
     vectors = await stage.play_vectors(lambda look: None)
@@ -283,3 +284,89 @@ async def test_complaints_reach_the_vectors_process(stage: Stage) -> None:
     assert await stage.queue.complain(id) == "noted"
     await Rounds(stage.dispatcher, stage.queue, "host:1", ["fast"], 15_000, 30.0)._pass_complaints()
     assert await vectors.told(Complain) == [Complain("e1", 0.97)]
+
+
+async def test_a_process_that_dies_under_the_trial_question_is_asked_again_in_its_next_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The breaker is open, one question tries, the process is killed: its successor starts with a clean record."""
+    monkeypatch.setattr("metamusesd.dispatcher.breaker.MOMENT_S", 0.0)
+    monkeypatch.setattr("metamusesd.dispatcher.breaker.FIRST_S", 0.0)
+    stage = Stage(rules=Rules(enabled=True, semantic=True, coalesce=False, budget_ms=5))
+    worker = await stage.worker()
+    vectors = await stage.play_vectors(lambda look: None)
+    link = stage.dispatcher.vectors
+    number = 0
+    while not link.breaker.is_open:
+        number += 1
+        await stage.submit(body(f"Who was king number {number} of Rome?"))
+        await answer(worker)
+    link._budget_s = 60.0
+    trial = await stage.submit(body("Who was the last king of Rome?"))
+    await vectors.told(Look, number + 1)
+    assert not link.may_ask()
+    await vectors.close()
+    stage.vectors.clear()
+    assert await answer(worker) == trial
+    await stage.play_vectors(miss)
+    assert link.may_ask()
+    await stage.close()
+
+
+async def test_a_mistake_of_ours_costs_a_hit_and_no_job(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a lookup, in one job's answer of many, and while an answer is kept: every job is done."""
+    worker = await stage.worker()
+
+    async def broken(asks: Any) -> Any:
+        raise RuntimeError("recall")
+
+    monkeypatch.setattr(stage.queue, "recall", broken)
+    monkeypatch.setattr("metamusesd.dispatcher.keeping.question_of", lambda request: 1 / 0)
+    await stage.play_vectors(lambda look: Found(look.handle, "hit", 0.99, "", b"no entry"))
+    ids = [await stage.submit(body(f"Who was king number {number} of Rome?")) for number in range(3)]
+    orders = await worker.orders(3)
+    assert {order.id for order in orders} == set(ids)
+    said = [(Token(order.handle, "x", 1, True), Finished(order.handle, "stop")) for order in orders]
+    await worker.send(Frame.EVENTS, [event for pair in said for event in pair])
+    assert [(await stage.ended(id)).state for id in ids] == ["done"] * 3
+    await asyncio.wait_for(stage.dispatcher.lookup.answered(), 5)
+
+
+async def test_a_hit_needs_no_place_and_no_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose deadline no worker could keep is answered from the cache; another one is refused."""
+    worker = await stage.worker()
+    await computed(stage, worker, body())
+
+    def too_late(*_: Any) -> None:
+        raise DeadlineUnmeetable("too late", retry_after_s=1.0)
+
+    monkeypatch.setattr(stage.dispatcher.outlook, "check", too_late)
+    assert (await stage.ended(await stage.submit(body(), deadline_ms=1000))).from_cache
+    refused = await stage.ended(await stage.submit(body("Who was Ada?"), deadline_ms=1000))
+    assert refused.error is not None and refused.error["code"] == "deadline_unmeetable"
+
+
+async def test_a_tier_whose_model_nobody_knows_yet_flies_with_nobody(stage: Stage) -> None:
+    """A job for (fast, heavy) may be answered by heavy's model; one that demands fast must not get that answer."""
+    worker = await stage.worker(slots=8)
+    both, only = await stage.submit(body()), await stage.submit(body(tier="fast"))
+    assert {order.id for order in await worker.orders(2)} == {both, only}
+
+
+async def test_two_models_of_one_tier_keep_their_answers_apart(stage: Stage) -> None:
+    """While workers are replaced by ones with another model, each answer is its own model's."""
+    old = await stage.worker()
+    await computed(stage, old, body())
+    identities = stage.dispatcher.identities
+    before = identities.own("fast")
+    [link] = stage.dispatcher.fleet.ready["fast"]
+    assert link.hello is not None
+    newer = msgspec.structs.replace(link.hello, digest="sha256:new")
+    identities.changed("fast", [link.hello, newer])
+    assert len(identities.own("fast")) == 2 and identities.own("fast")[0] == before[0]
+    identities.changed("fast", [])
+    assert len(identities.own("fast")) == 2
+    identities.changed("fast", [newer])
+    assert before[0] not in identities.own("fast")
+    dated = msgspec.structs.replace(newer, template_digest="dated:sha256:t")
+    assert identities.of_worker(dated) != identities.of_worker(newer)
