@@ -15,7 +15,7 @@ from metamusesd.cache import lexicon
 from metamusesd.cache.contradictions import CHECKS
 from metamusesd.cache.frames import near
 from metamusesd.cache.pairing import Difference, paired
-from metamusesd.cache.reading import VERBATIM, Reading, read
+from metamusesd.cache.reading import VERBATIM, Reading, Unit, read
 
 BARE = 0.88  # what must be scored when all the difference lies in words that we do not look at
 ONE_WORD = 0.93  # and when there is only one word to look at
@@ -102,7 +102,7 @@ def _concluded(one: Reading, other: Reading, left: Difference) -> Judgement:
     asked = near(one.frame, other.frame)
     if asked > 1:
         return Judgement(Verdict.UNSURE, f"question: {one.frame}/{other.frame}")
-    if words and not _more(left, words):
+    if words and not _more(one, other, left, words):
         return Judgement(Verdict.UNSURE, f"words left: {', '.join(words[:4])}")
     if words:
         left.weaken(EXTRA, f"words more: {', '.join(words[:4])}")
@@ -110,8 +110,16 @@ def _concluded(one: Reading, other: Reading, left: Difference) -> Judgement:
     return Judgement(Verdict.SAME, "; ".join(left.reasons) or "only function words differ", floor)
 
 
-def _more(left: Difference, words: list[str]) -> bool:
+def _more(one: Reading, other: Reading, left: Difference, words: list[str]) -> bool:
     """Whether the one question is the other with some words more, and those of little weight."""
     if (left.mine and left.theirs) or any(word.endswith("ly") for word in words):
         return False
+    if any(_heads(reading, unit) for reading, side in ((one, left.mine), (other, left.theirs)) for unit in side):
+        return False
     return len(left.pairs) >= ENOUGH or (len(left.pairs) > 1 and words[0] in lexicon.WORDS["asides"])
+
+
+def _heads(reading: Reading, unit: Unit) -> bool:
+    """Whether it stands right behind a word, which may make that word its own: an order, an order confirmation."""
+    at = next(i for i, mine in enumerate(reading.units) if mine is unit)
+    return at > 0 and not unit.lead and unit.word not in lexicon.WORDS["asides"]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from metamusesd import control
 from metamusesd.board import Board
-from metamusesd.config import Config, Daemon, Model, Queue, Redis, Tier
+from metamusesd.config import Cache, Config, Daemon, Model, Queue, Redis, Tier
 from metamusesd.control import Birth, WorkerSpec
 
 PATIENCE_S = 20.0
@@ -135,6 +135,7 @@ class Rig:
             daemon=Daemon(state_dir=self.directory),
             redis=Redis(url=self.redis_url),
             queue=Queue(lease_s=self.lease_s, retry_s=0.02),
+            cache=Cache(enabled=False),  # these tests submit equal jobs, to be computed each
             models={"echo": Model(engine="echo", options=self.options)},
             tiers={"fast": Tier(model="echo", workers=self.workers, slots=self.slots)},
         )

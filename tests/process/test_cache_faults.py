@@ -88,7 +88,9 @@ async def test_equal_poison_dies_as_one(tmp_path: Path) -> None:
     with Whole(tmp_path / "d", **settings) as daemon:
         daemon.ready()
         async with daemon.client() as client, asyncio.timeout(60):
-            receipts = [await client.submit({"user_query": "a b c !crash=step2"}) for _ in range(EQUAL)]
+            # Together: who comes when the others are buried crashes its worker anew.
+            poison = {"user_query": "a b c !crash=step2 !prefill=300ms"}
+            receipts = await asyncio.gather(*(client.submit(poison) for _ in range(EQUAL)))
             for receipt in receipts:
                 async for event in client.stream(receipt.id):
                     last = event.kind

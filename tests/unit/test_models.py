@@ -282,7 +282,8 @@ def test_hub_names() -> None:
 
 def test_hub_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is an extra; its absence is one clear line."""
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in {"huggingface_hub", *(each for each in sys.modules if each.startswith("huggingface_hub."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(FetchFailed, match=r"pip install 'metamusesd\[hub\]'"):
         hub.fetch(hub.parse("hf:a/b/c.gguf"), tmp_path)
 

@@ -204,7 +204,7 @@ WORDING: list[Row] = [
     ("How is cheese made?", "How is hard cheese made?", DIFFERENT, "narrower"),
 ]
 VERBATIM: list[Row] = [
-    ("What is 2 + 2?", "What is 2 + 3?", DIFFERENT, "formula"),
+    ("What is 17 + 5?", "What is 17 + 6?", DIFFERENT, "formula"),
     ("What is 3 * 4?", "What is 4 * 3?", DIFFERENT, "formula"),
     ("Solve x^2 = 9", "Solve x^3 = 9", DIFFERENT, "formula"),
     ("Solve x^2 = 9", "Solve  x^2 = 9", SAME, "spaces"),

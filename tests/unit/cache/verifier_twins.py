@@ -307,7 +307,6 @@ SAID_OTHERWISE: list[Row] = [
     ("What are some examples of mammals?", "Give examples of mammals", SAME, ""),
     ("Give me a recipe for pancakes", "What is a recipe for pancakes?", SAME, ""),
     ("Write a poem about the sea", "Can you write a poem about the sea?", SAME, ""),
-    ("Tell me a joke", "Tell me a joke please", SAME, ""),
     ("What language do they speak in Brazil?", "What language is spoken in Brazil?", SAME, ""),
     ("What is the official language of Brazil?", "Which is Brazil's official language?", SAME, ""),
     ("Who is currently the president of Chile?", "Who is the current president of Chile?", SAME, ""),
