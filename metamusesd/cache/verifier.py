@@ -114,7 +114,7 @@ def _more(one: Reading, other: Reading, left: Difference, words: list[str]) -> b
     """Whether the one question is the other with some words more, and those of little weight."""
     if (left.mine and left.theirs) or any(word.endswith("ly") for word in words):
         return False
-    if any(_heads(reading, unit) for reading, side in ((one, left.mine), (other, left.theirs)) for unit in side):
+    if any(_heads(reading, unit) for reading, side in ((one, left.mine), (other, left.theirs)) for unit in side[:1]):
         return False
     return len(left.pairs) >= ENOUGH or (len(left.pairs) > 1 and words[0] in lexicon.WORDS["asides"])
 
@@ -122,4 +122,4 @@ def _more(one: Reading, other: Reading, left: Difference, words: list[str]) -> b
 def _heads(reading: Reading, unit: Unit) -> bool:
     """Whether it stands right behind a word, which may make that word its own: an order, an order confirmation."""
     at = next(i for i, mine in enumerate(reading.units) if mine is unit)
-    return at > 0 and not unit.lead and unit.word not in lexicon.WORDS["asides"]
+    return at > 0 and not unit.lead and unit.word not in lexicon.WORDS["asides"] | lexicon.WORDS["unmodifying"]

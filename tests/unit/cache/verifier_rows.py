@@ -265,6 +265,8 @@ SMALL_WORDS: list[Row] = [
     ("How do I lower a boat by hand?", "How do I lower a boat?", DIFFERENT, "narrower"),
     ("Why is my boat leaking? Please hurry.", "Why is my boat leaking?", SAME, ""),
     ("What can I do with a sextant on a boat?", "What can you do with a sextant on a boat?", SAME, "anybody"),
+    ("How do I cancel a big order?", "How do I cancel a big order confirmation?", UNSURE, "words left"),
+    ("How tall is Mount Fuji?", "How tall is Mount Fuji in feet?", DIFFERENT, "narrower"),
     ("What can I do for my crew?", "What can you do for my crew?", DIFFERENT, "person"),
     ("What are the rocks on the moon? Why?", "What are the rocks on the moon?", SAME, "words more"),
     ("Is butter better than oil?", "Is oil better than butter?", DIFFERENT, "order"),
