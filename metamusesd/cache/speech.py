@@ -22,7 +22,7 @@ _MONTHS = "january|february|march|april|may|june|july|august|september|october|n
 _SPANS = "morning|afternoon|evening|night|week|weekend|month|quarter|year|season|hour|spring|summer|autumn|fall|winter"
 _FEASTS = "easter|christmas|thanksgiving|ramadan|diwali|passover|hanukkah|lent|carnival|new year|eid"
 _OFFICES = (
-    "president|prime minister|ceo|king|queen|chancellor|pope|mayor|governor|champion|richest|leader|secretary|speaker"
+    "president|prime minister|ceo|king|queen|chancellor|pope|mayor|governor|champion|leader|secretary|speaker"
     "|coach|manager|captain|minister|head|chairman|director"
 )
 _GOODS = (
@@ -53,7 +53,7 @@ _NOW = _any_of(
     rf"(?:{_GOODS}) (?:price|rate)s?\b",
     rf"how much is (?:a |an |one |the )?(?:{_GOODS})\b", r"\w+ to \w+ (?:exchange )?rate\b", "exchange rates?\\b",
     r"scores? (?:of|in|for) (?:the )?(?:\w+ ){0,3}(?:game|match|final|series)", "who is winning\\b",
-    rf"who(?: is|'s| are) (?:the )?(?:\w+ )?(?:{_OFFICES})\b",
+    rf"who(?: is|'s| are) (?:the )?(?:current |new |vice |deputy )?(?:{_OFFICES}) (?:of|in|at)\b",
     "still (?:available|alive|open|married|valid|working)\\b",
     r"open now\b", r"near me\b", r"nearby\W*$", r"in stock\W*$", "out yet\\b",
 )  # fmt: skip
@@ -65,8 +65,8 @@ _SPAN = _any_of(rf"(?:this|next|last|past|coming) (?:{_SPANS}|{_DAYS}|{_MONTHS}|
 _YEAR = re.compile(r"\b(?:1\d{3}|20\d\d)\b")
 _ELSEWHERE = re.compile(  # the same of other languages, where the words are not used for much else
     r"\b(?:heute|gestern|morgen früh|jetzt gerade|derzeit|aktuell\w*|wetter|wie spät|wieviel uhr|hoy|ayer|ahora mismo"
-    r"|qué hora|que hora|qué tiempo|el tiempo en|actual(?:mente)?|aujourd['’]hui|hier soir|en ce moment|quelle heure"
-    r"|météo|actuel\w*|oggi|ieri|adesso|che ore|che tempo|hoje|ontem|agora mesmo|que horas|vandaag|gisteren|hoe laat"
+    r"|qué hora|que hora|qué tiempo|el tiempo en|actualmente|aujourd['’]hui|hier soir|en ce moment|quelle heure"
+    r"|météo|actuellement|oggi|ieri|adesso|che ore|che tempo|hoje|ontem|agora mesmo|que horas|vandaag|gisteren|hoe laat"
     r"|het weer)\b|今天|明天|昨天|现在|天气|几点|今日|明日|昨日|天気|何時"
     r"|сегодня|завтра|вчера|сейчас|погод|который час",
     re.IGNORECASE,
