@@ -1,5 +1,7 @@
 """Stage 4 · vectors process · texts to vectors, with fastembed on onnxruntime, from local files only.
 
+The file that computes in 8 bit is used where `models fetch` has made one (quantize.py), else the fetched one.
+
 Every text is embedded alone: in a batch it is padded to its longest neighbour, which costs time and changes the last
 digits, so that equal questions would not be equal. The window is fixed here, whatever the files say: loaders disagree
 (128, 256, 512 tokens), and a vector means nothing without the window that made it.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metamusesd.cache.base import DIMENSION
+from metamusesd.cache.quantize import SOURCE, derived_path
 from metamusesd.errors import EmbedderFailed
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 WINDOW = 128
 MOST_CHARACTERS = 2000  # longer texts do not fit, and are not tokenized to find out
 REMEDY = "run `metamusesd models fetch minilm`, or name another directory in cache.embedder"
-WEIGHTS, TOKENIZER = "model.onnx", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 SMALL_FILES = (TOKENIZER, "config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -36,9 +39,10 @@ class FastEmbedder:
 
     def __init__(self, directory: Path, threads: int = 1, window: int = WINDOW) -> None:
         self.window = window
+        self.weights = weights_of(directory)
         self.identity = identity_of(directory, window)
         self._where = directory
-        self._model = _load(directory, threads)
+        self._model = _load(directory, self.weights, threads)
         self._tokenizer = self._model.model.tokenizer
         self._tokenizer.enable_truncation(max_length=window)
         self._unknown: int | None = self._tokenizer.token_to_id("[UNK]")
@@ -72,15 +76,24 @@ class FastEmbedder:
         return vector / np.float32(length)
 
 
+def weights_of(directory: Path) -> str:
+    """The name of the file that is loaded. Raises EmbedderFailed when there is none."""
+    try:
+        derived = derived_path(directory)
+    except EmbedderFailed as error:
+        raise EmbedderFailed(f"{error.message}; {REMEDY}") from error
+    return derived.name if derived.is_file() else SOURCE
+
+
 def identity_of(directory: Path, window: int = WINDOW) -> str:
     """The name of the vector space. Reads the weights: 30 ms. Raises EmbedderFailed when files are missing."""
     digest = hashlib.sha256(f"{window}\0".encode())
-    for name in (WEIGHTS, TOKENIZER):
+    for name in (weights_of(directory), TOKENIZER):
         digest.update(hashlib.sha256(_read(directory / name)).digest())
     return digest.hexdigest()[:16]
 
 
-def _load(directory: Path, threads: int) -> Any:
+def _load(directory: Path, weights: str, threads: int) -> Any:
     _check(directory)
     # Before the import: these libraries read the environment when they load. They must neither ask the network nor
     # start a thread a core to split one sentence.
@@ -90,12 +103,12 @@ def _load(directory: Path, threads: int) -> Any:
         from fastembed.common.model_description import ModelSource, PoolingType
     except ImportError as error:
         raise EmbedderFailed(f"the embedder's library is missing: {error}; pip install 'metamusesd[cache]'") from error
-    name = f"metamusesd/{directory.name}"
+    name = f"metamusesd/{directory.name}/{weights}"
     try:
         if name not in {each["model"] for each in fastembed.TextEmbedding.list_supported_models()}:
             fastembed.TextEmbedding.add_custom_model(
                 model=name, pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf=name), dim=DIMENSION,
-                model_file=WEIGHTS,
+                model_file=weights,
             )  # fmt: skip
         return fastembed.TextEmbedding(
             name, cache_dir=str(directory), specific_model_path=str(directory), threads=threads,

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from metamusesd.cache.base import DIMENSION
-from metamusesd.cache.embedder import MOST_CHARACTERS, SMALL_FILES, WEIGHTS, WINDOW, FastEmbedder, identity_of
+from metamusesd.cache.embedder import MOST_CHARACTERS, SMALL_FILES, WINDOW, FastEmbedder, identity_of
+from metamusesd.cache.quantize import SOURCE
 from metamusesd.errors import EmbedderFailed
 
 FILES = Path(os.environ.get("MODELS_DIR", "models")) / "all-MiniLM-L6-v2"
-pytestmark = pytest.mark.skipif(not (FILES / WEIGHTS).exists(), reason="`make models` has not fetched the embedder")
+pytestmark = pytest.mark.skipif(not (FILES / SOURCE).exists(), reason="`make models` has not fetched the embedder")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def copy(tmp_path: Path) -> Path:
     place.mkdir()
     for name in SMALL_FILES:
         shutil.copy(FILES / name, place)
-    (place / WEIGHTS).symlink_to((FILES / WEIGHTS).resolve())
+    (place / SOURCE).symlink_to((FILES / SOURCE).resolve())
     return place
 
 
@@ -93,17 +94,17 @@ def test_no_text_is_no_crash(embedder: FastEmbedder):
 def test_identity_follows_weights_tokenizer_and_window(embedder: FastEmbedder, copy: Path):
     """The same files have the same one anywhere; each of the three changes it."""
     identities = {identity_of(copy), identity_of(copy, 64)}
-    assert embedder.identity in identities
+    assert FastEmbedder(copy).identity in identities and embedder.identity == identity_of(FILES)
     (copy / "tokenizer.json").write_bytes((FILES / "tokenizer.json").read_bytes() + b"\n")
     identities.add(identity_of(copy))
-    (copy / WEIGHTS).unlink()
-    (copy / WEIGHTS).write_bytes(b"other")
+    (copy / SOURCE).unlink()
+    (copy / SOURCE).write_bytes(b"other")
     identities.add(identity_of(copy))
     assert len(identities) == 4
     assert all(len(each) == 16 and int(each, 16) >= 0 for each in identities)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, *SMALL_FILES])
+@pytest.mark.parametrize("name", [SOURCE, *SMALL_FILES])
 def test_a_missing_file_is_named_with_the_remedy(copy: Path, name: str):
     """Before anything is loaded."""
     (copy / name).unlink()
@@ -111,7 +112,7 @@ def test_a_missing_file_is_named_with_the_remedy(copy: Path, name: str):
         FastEmbedder(copy)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, *SMALL_FILES])
+@pytest.mark.parametrize("name", [SOURCE, *SMALL_FILES])
 def test_a_broken_file_is_our_error_with_the_remedy(copy: Path, name: str):
     """Whichever library stumbles over it."""
     (copy / name).unlink()
