@@ -27,10 +27,10 @@ class Asked:
 
 
 SCRIPT = (
-    Asked("Can dogs eat chocolate?", "miss", "never asked before"),
-    Asked("Can dogs eat chocolate?", "exact", "the same question of another user"),
-    Asked("Can a dog eat chocolate?", "semantic", "the same in other words"),
-    Asked("Can cats eat chocolate?", "miss", "a near-twin"),
+    Asked("Should you stretch before running?", "miss", "never asked before"),
+    Asked("Should you stretch before running?", "exact", "the same, from another user"),
+    Asked("Should one stretch before running?", "semantic", "the same in other words"),
+    Asked("Should you stretch after running?", "miss", "a near-twin"),
 )
 TOGETHER = "How do plants make food?"
 
@@ -43,7 +43,7 @@ async def show_cache(client: Client) -> list[str]:
         rows.append(_row(asked.query, asked.note, result))
         if _kind(result) != asked.expected:
             wrong.append(f"{asked.query}: {_kind(result)} instead of {asked.expected}")
-    if "animal" not in rows[-1][-2]:
+    if "antonym" not in rows[-1][-2]:
         wrong.append(f"{SCRIPT[-1].query}: refused because of {rows[-1][-2] or 'nothing'}")
     requests = [_request(TOGETHER, f"crowd-{number}") for number in range(EQUAL_JOBS)]
     results = await asyncio.gather(*map(client.execute, requests))
@@ -54,13 +54,13 @@ async def show_cache(client: Client) -> list[str]:
     if len(shared) != EQUAL_JOBS - 1:
         wrong.append(f"{TOGETHER}: {len(shared)} of {EQUAL_JOBS} shared one run")
     print()
-    headings = ("question", "", "answered by", ">ms", ">score", "because", "answer")
+    headings = ("question", "asked", "answered by", ">ms", ">score", "because", "answer")
     screen.show(screen.table(headings, rows))
     return wrong
 
 
 def _request(query: str, user: str) -> InferenceRequest:
-    params = Params(temperature=0.0, max_tokens=200)
+    params = Params(temperature=0.0, max_tokens=400)  # a cut answer would not be kept
     return InferenceRequest(user_query=query, user_address=user, params=params)
 
 
