@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+END_CHARS = 500
+
 
 def _any_of(*phrases: str) -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(phrases).replace("'", "['’]") + r")", re.IGNORECASE)
@@ -144,7 +146,12 @@ _BELONGS = re.compile(
 
 
 def passing(text: str, *, alone: bool) -> str:
-    """Why its answer must not be given again; empty: it may. `alone`: no turn of a conversation stands before it."""
+    """Why its answer must not be given again; empty: it may. `alone`: no turn of a conversation stands before it.
+
+    Of a long text both ends are read, where requests stand: all of a megabyte would hold up the dispatcher.
+    """
+    if len(text) > 2 * END_CHARS:
+        text = f"{text[:END_CHARS]}\n{text[-END_CHARS:]}"
     if sum(letter.isalnum() for letter in text) < 2 or (alone and _BY_ITSELF.match(text)):
         return "its text asks nothing by itself"
     if _NOW.search(text) or _STANDS.match(text) or _ELSEWHERE.search(text):
@@ -160,5 +167,7 @@ def passing(text: str, *, alone: bool) -> str:
 
 def is_personal(text: str) -> bool:
     """It speaks of whoever writes it. `how do I` and `do I need` do not, and `my` does not in a question of how
-    something is done: `how do I clean my shoes` is everybody's question."""
+    something is done: `how do I clean my shoes` is everybody's question. A long text is taken for one that does."""
+    if len(text) > 2 * END_CHARS:
+        return True
     return bool(_OF_THE_USER.search(text)) or (bool(_BELONGS.search(text)) and not HOW_TO.match(text))

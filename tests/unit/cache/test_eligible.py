@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from metamusesd.cache.eligible import eligibility, keepable
+from metamusesd.cache.speech import is_personal, passing
 from metamusesd.job import InferenceRequest, Result, parse_request
 
 ALL = {"code", "math", "reasoning"}
@@ -185,3 +186,10 @@ def test_only_whole_answers_are_kept(change: dict[str, Any]) -> None:
     """Errors, cut, empty and too long answers are not, nor what came from a cache."""
     assert keepable(Result(**WHOLE), 64)
     assert not keepable(Result(**(WHOLE | change)), 64)
+
+
+def test_a_long_text_is_its_users_and_read_at_both_ends() -> None:
+    """A megabyte must not hold up the dispatcher: the proof's was killed for it, again and again."""
+    filler = "words " * 150_000
+    assert is_personal(filler) and not passing(filler, alone=True)
+    assert passing("What is new today? " + filler, alone=True) and passing(filler + " What is my balance?", alone=True)
