@@ -62,6 +62,7 @@ EXIT_CODES = {  # by the code of an error; a job that ended with an error counts
     "fetch_failed": 75,
     "store_failed": 75,
     "store_refused": EXIT_CONFIG,
+    "store_broken": EXIT_CONFIG,
     "embedder_failed": EXIT_CONFIG,
     "bad_config": EXIT_CONFIG,
     "queue_refused": EXIT_CONFIG,

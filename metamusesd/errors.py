@@ -33,6 +33,7 @@
     ├── CacheError
     │   ├── StoreFailed          store_failed          the vector store could not do it now: a miss
     │   ├── StoreRefused         store_refused         what is there cannot be used: exit 78 of the vectors process
+    │   │   └── StoreBroken      store_broken          its files are damaged: they are set aside, and a new one begun
     │   └── EmbedderFailed       embedder_failed       no embedder: the exact cache alone goes on
     ├── OperatorError            seen by whoever runs a command
     │   ├── DaemonAway           daemon_away           no daemon answers on the health socket
@@ -307,6 +308,12 @@ class StoreRefused(CacheError):
     """The vector store cannot be used as it is."""
 
     code = "store_refused"
+
+
+class StoreBroken(StoreRefused):
+    """The vector store's files are damaged."""
+
+    code = "store_broken"
 
 
 class EmbedderFailed(CacheError):

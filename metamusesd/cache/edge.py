@@ -24,7 +24,7 @@ import qdrant_edge as edge
 
 from metamusesd.cache.base import DIMENSION, Entry, Labels, Neighbour
 from metamusesd.cache.payload import FORMAT, INTEGERS, KEYWORDS, cosine, entry_of, payload_of
-from metamusesd.errors import CacheError, StoreFailed, StoreRefused
+from metamusesd.errors import CacheError, StoreBroken, StoreFailed, StoreRefused
 
 PUT_RESERVE_BYTES = 128 << 20  # Edge grows its files by 32 MiB; several may grow at once
 SMALL_RESERVE_BYTES = 16 << 20  # to forget must work longer than to remember
@@ -60,10 +60,10 @@ class Shard:
 
     @classmethod
     def load(cls, directory: Path, dimension: int = DIMENSION) -> Shard:
-        """One that is there. Raises StoreRefused when its files are broken, or of another kind."""
+        """One that is there. Raises StoreBroken when its files are, StoreRefused when they are of another kind."""
         remedy = f"delete {directory.parent} (only cached answers are lost), or choose another cache.collection"
         if not directory.is_dir():
-            raise StoreRefused(f"the shard {directory} is missing; {remedy}")
+            raise StoreBroken(f"the shard {directory} is missing; {remedy}")
         try:
             with _translated(directory):
                 require_room(directory, SMALL_RESERVE_BYTES)
@@ -71,7 +71,7 @@ class Shard:
         except StoreFailed as error:
             if isinstance(error.__cause__, OSError) or error.__cause__ is None:
                 raise
-            raise StoreRefused(f"{error.message}; {remedy}") from error
+            raise StoreBroken(f"{error.message}; {remedy}") from error
         foreign = [
             payload for _, _, payload in shard.page(None, 1, vectors=False)[0] if payload.get("format") != FORMAT
         ]

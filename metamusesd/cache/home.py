@@ -19,7 +19,7 @@ import msgspec
 
 from metamusesd.cache.base import DIMENSION
 from metamusesd.cache.payload import FORMAT
-from metamusesd.errors import StoreFailed, StoreRefused
+from metamusesd.errors import StoreBroken, StoreFailed, StoreRefused
 
 REMEDY = "delete the directory (only cached answers are lost), or choose another cache.collection"
 
@@ -61,7 +61,8 @@ class Home:
             self._lock = None
 
     def read(self, dimension: int) -> Notes | None:
-        """What store.json says; None: there is none. Raises StoreRefused when it is not what we would write."""
+        """What store.json says; None: there is none. Raises StoreBroken when it cannot be read, StoreRefused
+        when it is of another kind."""
         path = self.directory / "store.json"
         try:
             notes = msgspec.json.decode(path.read_bytes(), type=Notes)
@@ -70,12 +71,12 @@ class Home:
         except OSError as error:
             raise StoreFailed(f"{path} cannot be read: {error.strerror}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise StoreRefused(f"{path} is broken: {error}; {REMEDY}") from error
+            raise StoreBroken(f"{path} is broken: {error}; {REMEDY}") from error
         for name, must in (("format", FORMAT), ("dimension", dimension), ("distance", "cosine")):
             if (found := getattr(notes, name)) != must:
                 raise StoreRefused(f"{path}: {name} is {found}, and must be {must}; {REMEDY}")
         if not notes.shard.removeprefix("shard-").isdecimal():
-            raise StoreRefused(f"{path} names no shard; {REMEDY}")
+            raise StoreBroken(f"{path} names no shard; {REMEDY}")
         return notes
 
     def write(self, notes: Notes) -> None:
@@ -95,6 +96,19 @@ class Home:
         for shard in self.directory.glob("shard-*"):
             if shard.name != keep:
                 shutil.rmtree(shard, ignore_errors=True)
+
+    def set_aside(self) -> Path:
+        """Damaged files make room, and are kept for whoever wants to look; those of the last time go. Raises
+        StoreFailed."""
+        aside = self.directory / "broken"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(exist_ok=True)
+            for path in (*self.directory.glob("shard-*"), *self.directory.glob("store.json*")):
+                path.rename(aside / path.name)
+        except OSError as error:
+            raise StoreFailed(f"{self.directory}: damaged files cannot be set aside: {error.strerror}") from error
+        return aside
 
     def inode(self, shard: str) -> int:
         """Of a shard's files; 0: they are gone. Edge would go on to serve a removed directory from mapped memory."""

@@ -21,7 +21,7 @@ from metamusesd.cache.base import DIMENSION, Entry, Labels, Neighbour
 from metamusesd.cache.compaction import Compaction
 from metamusesd.cache.edge import Shard
 from metamusesd.cache.home import Home, Notes
-from metamusesd.errors import StoreFailed
+from metamusesd.errors import StoreBroken, StoreFailed
 
 if TYPE_CHECKING:
     from metamusesd.cache.base import Vector
@@ -35,7 +35,8 @@ TEND_S = 0.25  # a turn of compaction; searches get in between its slices
 class EmbeddedStore:
     """Implements Store in a directory, by habit named `space_name(collection, identity)`. Call it from one loop.
 
-    A directory that is removed under it, or a shard that panics, fails every call until `tend` opens it anew.
+    A directory that is removed under it, or a shard that panics, fails every call until `tend` opens it anew. Damaged
+    files, as a power cut leaves them, are set aside in `broken`: they are a cache's.
     """
 
     def __init__(
@@ -45,19 +46,29 @@ class EmbeddedStore:
         self._notes = Notes(dimension=dimension)
         self._thread: ThreadPoolExecutor | None = None
         self._shard: Shard | None = None
+        self._wanted = False  # open it again, whatever happens to it
         self._inode = 0  # of the shard's files, as they were when it was opened
         self._compaction: Compaction | None = None
         self._retired: Shard | None = None  # whose place a compaction's has taken
         self._written, self._flushed_s = 0, 0.0  # writes since the last flush, and when that was
-        self._facts = {"entries": 0, "bytes": 0, "compactions": 0, "compactions_failed": 0, "reopened": 0}
+        self._facts = {
+            "entries": 0,
+            "bytes": 0,
+            "compactions": 0,
+            "compactions_failed": 0,
+            "reopened": 0,
+            "set_aside": 0,
+        }
 
     async def open(self) -> None:
         """As promised by Store. Takes 0.3 s at 100 000 entries."""
         self._thread = self._thread or ThreadPoolExecutor(1, "vector-store")
         await self._in_thread(self._open)
+        self._wanted = True
 
     async def close(self) -> None:
         """As promised by Store."""
+        self._wanted = False
         if self._thread is None:
             return
         try:
@@ -109,7 +120,7 @@ class EmbeddedStore:
 
     async def tend(self) -> bool:
         """Open anew what has failed; compact for TEND_S; flush. No step is longer than a flush."""
-        if self._shard is not None and not self._is_whole():
+        if self._wanted and (self._shard is None or not self._is_whole()):
             await self._in_thread(self._reopen)
             return True
         until_s = self._clock_s() + TEND_S
@@ -174,6 +185,14 @@ class EmbeddedStore:
         self._note_facts()
 
     def _load(self) -> Shard:
+        try:
+            return self._load_what_is_there()
+        except StoreBroken:
+            self._home.set_aside()
+            self._facts["set_aside"] += 1
+            return self._load_what_is_there()
+
+    def _load_what_is_there(self) -> Shard:
         notes = self._home.read(self._dimension)
         self._home.clear(keep=notes.shard if notes else "")
         self._notes = notes or Notes(dimension=self._dimension)

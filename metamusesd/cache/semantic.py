@@ -24,7 +24,7 @@ from metamusesd.cache.base import Embedder, Entry, Labels, Neighbour, Store, dec
 from metamusesd.cache.upkeep import MOST_PROMISES, QUIET_NS, Upkeep
 from metamusesd.cache.vectorizer import NoVector, Vectorizer
 from metamusesd.cache.verifier import verify
-from metamusesd.errors import CacheError, EmbedderFailed, StoreFailed
+from metamusesd.errors import CacheError, EmbedderFailed, StoreFailed, StoreRefused
 from metamusesd.wire import Complain, Forget, Found, Keep, Look, Weigh, Withdraw
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ class Semantic:
 
     def _failed(self, error: CacheError) -> str:
         """Remember why."""
-        if isinstance(error, StoreFailed):
+        if isinstance(error, StoreFailed | StoreRefused):
             self.store_trouble = error.message
         elif isinstance(error, EmbedderFailed):
             self.embedder_trouble = error.message

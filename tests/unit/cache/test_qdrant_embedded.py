@@ -134,7 +134,7 @@ def strange_shard(store: Path) -> None:
 
 
 def shard_is_gone(store: Path) -> None:
-    (store / "shard-1").rename(store / "elsewhere")
+    shutil.rmtree(store / "shard-1")
 
 
 def spoil_config(store: Path) -> None:
@@ -142,20 +142,28 @@ def spoil_config(store: Path) -> None:
 
 
 def spoil_segment(store: Path) -> None:
-    next(store.rglob("segment.json")).write_bytes(b"")
+    next((store / "shard-1").rglob("segment.json")).write_bytes(b"")
 
 
 def panic(store: Path) -> None:
-    next(store.rglob("deleted/status.dat")).write_bytes(b"")
+    next((store / "shard-1").rglob("deleted/status.dat")).write_bytes(b"")
 
 
-SPOILS = [
-    spoil_notes, other_format, other_distance, strange_shard, shard_is_gone, spoil_config, spoil_segment, panic,
-]  # fmt: skip
+@pytest.mark.parametrize("spoil", [spoil_notes, strange_shard, shard_is_gone, spoil_config, spoil_segment, panic])
+async def test_damaged_files_are_set_aside(tmp_path: Path, spoil):
+    """As a power cut leaves them: the cache begins anew, works, and says so; the old files are kept once."""
+    for _ in range(2):
+        await (await filled(tmp_path / "s")).close()
+        spoil(tmp_path / "s")
+        store = await opened(tmp_path / "s")
+        assert await store.count() == 0 and store.statistics()["set_aside"] == 1
+        await store.put([(entry("q"), vector(1))])
+        await store.close()
+        assert (tmp_path / "s" / "broken").is_dir()
 
 
-@pytest.mark.parametrize("spoil", SPOILS)
-async def test_broken_or_foreign_files_are_refused(tmp_path: Path, spoil):
+@pytest.mark.parametrize("spoil", [other_format, other_distance])
+async def test_foreign_files_are_refused(tmp_path: Path, spoil):
     """With the directory and what to do about it; and again the next time, since nothing was taken."""
     await (await filled(tmp_path / "s")).close()
     spoil(tmp_path / "s")
@@ -371,4 +379,20 @@ async def test_a_cancelled_call_leaves_the_store_usable(tmp_path: Path):
         await call
     assert await store.count() in (3, 4)
     assert len(vector(1)) == DIMENSION
+    await store.close()
+
+
+async def test_a_store_that_could_not_be_opened_anew_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The directory was removed, and there was no room for a new one at first: later there is."""
+    store = await filled(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s")
+    create = Shard.create
+    monkeypatch.setattr(Shard, "create", lambda *_: (_ for _ in ()).throw(StoreFailed("no room")))
+    for _ in range(2):
+        with pytest.raises(StoreFailed, match="no room"):
+            await store.tend()
+    monkeypatch.setattr(Shard, "create", create)
+    assert await store.tend()
+    await store.put([(entry("q"), vector(1))])
+    assert await store.count() == 1
     await store.close()
