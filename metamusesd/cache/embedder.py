@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metamusesd.cache.base import DIMENSION
-from metamusesd.cache.quantize import SOURCE, derived_path
+from metamusesd.cache.quantize import SOURCE, derived_path, loads
 from metamusesd.errors import EmbedderFailed
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FastEmbedder:
     def __init__(self, directory: Path, threads: int = 1, window: int = WINDOW) -> None:
         self.window = window
         self.weights = weights_of(directory)
-        self.identity = identity_of(directory, window)
+        self.identity = identity_of(directory, window, self.weights)
         self._where = directory
         self._model = _load(directory, self.weights, threads)
         self._tokenizer = self._model.model.tokenizer
@@ -77,18 +77,18 @@ class FastEmbedder:
 
 
 def weights_of(directory: Path) -> str:
-    """The name of the file that is loaded. Raises EmbedderFailed when there is none."""
+    """The name of the file that is loaded; the derived one is tried, which takes 0.1 s. Raises EmbedderFailed when there is none."""
     try:
         derived = derived_path(directory)
     except EmbedderFailed as error:
         raise EmbedderFailed(f"{error.message}; {REMEDY}") from error
-    return derived.name if derived.is_file() else SOURCE
+    return derived.name if derived.is_file() and loads(derived) else SOURCE
 
 
-def identity_of(directory: Path, window: int = WINDOW) -> str:
+def identity_of(directory: Path, window: int = WINDOW, weights: str = "") -> str:
     """The name of the vector space. Reads the weights: 30 ms. Raises EmbedderFailed when files are missing."""
     digest = hashlib.sha256(f"{window}\0".encode())
-    for name in (weights_of(directory), TOKENIZER):
+    for name in (weights or weights_of(directory), TOKENIZER):
         digest.update(hashlib.sha256(_read(directory / name)).digest())
     return digest.hexdigest()[:16]
 

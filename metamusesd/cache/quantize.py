@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -37,20 +39,40 @@ def derive(directory: Path) -> str:
     """Make it, unless it is there or would not pay on this host; a line for people. Blocks for some seconds. Raises
     EmbedderFailed; then the source serves as before."""
     target = derived_path(directory)
-    if target.is_file():
+    if target.is_file() and loads(target):
         return f"{target}  {target.stat().st_size / 1e6:.1f} MB  computes in 8 bit"
+    for left in directory.glob(".derive-*"):  # of one that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".derive-", dir=directory) as folder:
             made = _quantized(directory / SOURCE, Path(folder))
             gain = _run_ms(directory / SOURCE) / _run_ms(made)
             if gain < LEAST_GAIN:
                 return f"{directory / SOURCE}  stays as it is: 8-bit arithmetic would be {gain:.1f} times as fast here"
+            made.chmod(0o644)
+            with open(made, "rb") as file:
+                os.fsync(file.fileno())
             made.replace(target)
     except ImportError as error:
         raise EmbedderFailed(f"a library is missing: {error}; pip install 'metamusesd[cache]'") from error
     except Exception as error:  # onnx and onnxruntime each raise their own
         raise EmbedderFailed(f"{directory / SOURCE} cannot be quantized: {error}") from error
     return f"{target}  {target.stat().st_size / 1e6:.1f} MB  computes in 8 bit, {gain:.1f} times as fast here"
+
+
+def loads(path: Path) -> bool:
+    """Whether this file can be used: a power cut may have left half of it, or nobody else may read it."""
+    try:
+        _session(path)
+        return True
+    except Exception:  # onnxruntime's errors have no common class
+        return False
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
 
 
 def _quantized(source: Path, folder: Path) -> Path:
@@ -75,16 +97,15 @@ def _options() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # a file that does not load is no news here
     return options
 
 
 def _run_ms(path: Path) -> float:
     """The best of some runs with a short question on one thread."""
     import numpy as np
-    import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
+    session = _session(path)
     ids = np.arange(2000, 2000 + PROBE_TOKENS, dtype=np.int64)[None]
     known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     feeds = {each.name: known[each.name] for each in session.get_inputs()}

@@ -9,6 +9,8 @@ from metamusesd.config import Config
 from metamusesd.job import Answer, CacheNote, Result, Route, Timings, encode_result
 from metamusesd.queues.base import Claim, Settlement
 
+MOST_CHARS = 4000  # no embedder's window is so wide: the vectors process need not be told of longer texts
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

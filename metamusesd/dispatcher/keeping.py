@@ -10,7 +10,7 @@ import msgspec
 from metamusesd.cache.base import Entry, encode_entry, entry_id
 from metamusesd.cache.eligible import Eligibility, eligibility, keepable
 from metamusesd.cache.partition import Question, question_of
-from metamusesd.dispatcher.caching import Rules
+from metamusesd.dispatcher.caching import MOST_CHARS, Rules
 from metamusesd.dispatcher.identities import Identities
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.run import Run
@@ -53,7 +53,7 @@ class Keeping:
             return outcome
         identity = self._identities.of_worker(run.link.hello)
         answer = encode_answer(_answer(run.claim.id, result))
-        if may.semantic and self._rules.semantic:
+        if may.semantic and self._rules.semantic and len(question.text) <= MOST_CHARS:
             run.news = Keep(encode_entry(self._entry(question, identity, result, answer)), promises)
         return replace(outcome, answer=Kept(question.key(identity), answer, question.labels(result.model_digest)))
 

@@ -21,7 +21,7 @@ import msgspec
 from metamusesd.cache.base import Entry, decode_entry, encode_entry, entry_id
 from metamusesd.cache.eligible import Eligibility, eligibility
 from metamusesd.cache.partition import Question, question_of
-from metamusesd.dispatcher.caching import Rules, age_s, hit
+from metamusesd.dispatcher.caching import MOST_CHARS, Rules, age_s, hit
 from metamusesd.dispatcher.identities import Identities
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.vectors_link import VectorsLink
@@ -32,7 +32,6 @@ from metamusesd.queues.base import Claim, Queue, Settlement
 from metamusesd.wire import Found, Look
 
 PROMISE_MS = 600_000  # a promise that nobody withdrew is forgotten then
-MOST_CHARS = 4000  # no embedder's window is so wide: the vectors process need not be told
 MOST_IDENTITIES = 32
 
 

@@ -135,8 +135,9 @@ class Boot:
             await asyncio.sleep(BEAT_S)
 
     def _tell(self, trouble: str) -> None:
+        if not control.send(self._birth.control, {"say": "trouble", "problem": trouble}):
+            return  # the next beat tries again
         self._told = trouble
-        control.send(self._birth.control, {"say": "trouble", "problem": trouble})
         if trouble:
             self._log.warning("lookups fail", problem=trouble)
         else:

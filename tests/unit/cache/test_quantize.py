@@ -79,3 +79,17 @@ def test_a_broken_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(EmbedderFailed, match="cannot be quantized"):
         quantize.derive(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [quantize.SOURCE]
+
+
+@needs_model
+@pytest.mark.timeout(120)
+def test_a_damaged_one_is_not_used_and_is_made_anew(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut left half a file: the source serves, and the next fetch mends it; leftovers of a killed one go."""
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
+    made = quantize.derived_path(directory)
+    made.write_bytes(b"")
+    (directory / ".derive-killed").mkdir()
+    assert FastEmbedder(directory).weights == quantize.SOURCE
+    assert "computes in 8 bit" in quantize.derive(directory)
+    assert FastEmbedder(directory).weights == made.name and made.stat().st_mode & 0o777 == 0o644
+    assert not (directory / ".derive-killed").exists()
