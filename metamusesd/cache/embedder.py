@@ -77,7 +77,7 @@ class FastEmbedder:
 
 
 def weights_of(directory: Path) -> str:
-    """The name of the file that is loaded; the derived one is tried, which takes 0.1 s. Raises EmbedderFailed when there is none."""
+    """The name of the file to load; the derived one is tried, 0.1 s. Raises EmbedderFailed when there is none."""
     try:
         derived = derived_path(directory)
     except EmbedderFailed as error:

@@ -21,13 +21,14 @@ WORDS |= {word: f"{value}th" for value, word in enumerate(_ORDINALS.split(), 1) 
 WORDS |= {"hundred": "100", "thousand": "1000", "million": "1000000", "billion": "1000000000", "dozen": "12"}
 WORDS |= {"lakh": "100000", "crore": "10000000", "trillion": "1000000000000", "twice": "2x", "thrice": "3x"}
 _SCALE = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9, "": 1}
-_PLAIN = re.compile(r"(\d+(?:,\d{2,3})*)(\.\d+)?(k|m|mn|b|bn)?")
+_PLAIN = re.compile(r"(\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(\.\d+)?(k|m|mn|b|bn)?")
 _ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)")
 
 
 @lru_cache(maxsize=4096)
 def number(word: str) -> str:
-    """Its value, or an empty string."""
+    """Its value, or an empty string. What may be a code keeps its zeros (007), and so does 0,25, which is not 25."""
+    word = word.rstrip(",")
     if word in WORDS:
         return WORDS[word]
     if word[:1] == "-" and word[1:2].isdigit():
@@ -40,7 +41,6 @@ def number(word: str) -> str:
     found = _PLAIN.fullmatch(word)
     if not found:
         return word
-    whole, part, scale = found[1].replace(",", ""), (found[2] or "").rstrip("0").rstrip("."), found[3] or ""
-    if scale and not part:
-        return str(int(whole) * _SCALE[scale])
-    return whole.lstrip("0") + part + scale if (whole.lstrip("0") or part) else "0"
+    whole, part, scale = found[1].replace(",", ""), found[2] or "", found[3] or ""
+    part = "" if part in (".0", ".00") else part  # version 3.10 is not 3.1, and 1.000 is a thousand to many
+    return str(int(whole) * _SCALE[scale]) if scale and not part else whole + part + scale

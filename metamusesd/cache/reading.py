@@ -56,7 +56,7 @@ _SMALL = re.compile(
     r"[\u00b2\u00b3\u00b9\u2070-\u209c\u00bc-\u00be\u2150-\u215f]"
 )  # raised and lowered figures, fractions
 _LOGIC = re.compile(r"\b(?:True|False)\b.*\b(?:True|False|not|and|or)\b")
-_LETTER_A = re.compile(r"[a-z]\s+A\b|-A\b")
+_LETTER_A = re.compile(r"[a-z]\s+A\b|-A\b|\b[Vv]itamin a\b|\b[Hh]epatitis a\b")
 _MONEY = re.compile(r"(?<!\w)([$€£₹¥]|rs\.?|inr|usd|eur|gbp)\s?(\d[\d,]*(?:\.\d+)?[a-z]*)")
 _FILLING = re.compile(
     r"\b(?:in fact|as a matter of fact|in reality|by any chance|for real|at all|all about|step by step|of all times?|"
@@ -106,6 +106,8 @@ class Reading:
     people: tuple[str, ...]  # I (or we) and you, in order
     lights: frozenset[str]  # words that were left out of the units
     ends: tuple[str, ...]  # what followed the last unit
+    signs: str  # + > → and the like, sorted
+    cased: frozenset[str]  # words as written whose capitals decide: polish and Polish, mW and MW
     strict: str = ""  # why the texts must agree word for word: code, formula, …
     foreign: bool = False
 
@@ -127,6 +129,8 @@ def read(text: str) -> Reading:
         people=tuple("I" if word in SELF else "you" for word in whole.split() if word in SELF or word in YOU),
         lights=frozenset(rest.split()) - {unit.raw for unit in units},
         ends=ends,
+        signs=_signs(text),
+        cased=_cased(text),
         strict=strict,
         foreign=_foreign(words),
     )
@@ -151,7 +155,31 @@ def _folded(ch: str) -> str:
 
 _UNMISTAKABLE = {"US": "USA", "IT": "Infotech"}  # in lower case they are pronouns
 _CAPITALS = re.compile(r"\b(?:US|IT)\b")
-_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "′": "'", "`": "`"})
+_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "′": "'", "`": "`"})
+
+
+def _signs(text: str) -> str:
+    """The signs that say something and are not read as words: those of reckoning, arrows, suits; and the minus of O-."""
+    said = [ch for ch in text if ch in "#@*" or (unicodedata.category(ch) in _SAYING and ch not in _WORDY)]
+    return "".join(sorted([*said, *_PRIMES.findall(text), *("-" for _ in _GRADE.findall(text))]))
+
+
+_SAYING, _WORDY = frozenset(("Sm", "Sc", "So")), frozenset("$€£₹¥®™©°−")
+_PRIMES = re.compile(r"(?<=\d)\s?([′″])")
+_GRADE = re.compile(r"\b[A-Za-z]{1,2}[-−](?![\w-])")
+_BIG_AND_SMALL, _UNITS_CASED = lexicon.WORDS["cased"], lexicon.WORDS["cased_units"]
+_UNIT = re.compile(r"(?<![\w.])\d[\d.,]*\s?([A-Za-z]{1,4})\b")
+_INNER = re.compile(r"(?<=[\w,;] )[A-Za-z]+\b")
+
+
+def _cased(text: str) -> frozenset[str]:
+    """Words whose capitals decide; none where all is small, or most is not."""
+    exact = " ".join(text.split())
+    words = re.findall(r"[A-Za-z]+", exact)
+    if not any(ch.isupper() for ch in exact) or sum(word[0].isupper() for word in words) > 0.7 * len(words) > 2:
+        return frozenset()
+    units = (word for word in _UNIT.findall(exact) if word.lower() in _UNITS_CASED)
+    return frozenset(word for word in _INNER.findall(exact) if word.lower() in _BIG_AND_SMALL).union(units)
 
 
 def _opened(lower: str) -> list[str]:

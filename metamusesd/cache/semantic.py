@@ -154,13 +154,13 @@ class Semantic:
         if isinstance(vector, NoVector):
             beyond = Found(look.handle, "beyond", reason="the embedder does not see all of the text")
             return beyond if vector is NoVector.BEYOND else None
-        async with self._turn(look.promises):
+        async with self._turn(look.promises, look.text):
             if look.until_ns and self._now_ns() >= look.until_ns:
                 return None
             return await self._search(look, vector)
 
     async def _search(self, look: Look, vector: Vector) -> Found:
-        """Within the turn of its promises: between the search and the promise nobody else searches there."""
+        """Within the turn of its promise: between the search and the promise nobody else looks for this text."""
         now_ms = self._now_ms()
         near = await self._near(look, vector, now_ms)
         self.store_trouble = ""
@@ -177,13 +177,11 @@ class Semantic:
 
     async def _near(self, look: Look, vector: Vector, now_ms: int) -> list[Neighbour]:
         """Answers first, the best of them first: one that is there is worth more than one that is to come."""
-        floor, promised = self._terms.candidate_threshold, [look.promises] if look.promises else []
-        if self._promises is self._answers:
-            found = await self._answers.search(vector, [*look.partitions, *promised], floor, NEIGHBOURS, now_ms)
-        else:
-            found = list(await self._answers.search(vector, look.partitions, floor, NEIGHBOURS, now_ms))
-            if promised:
-                found += await self._promises.search(vector, promised, floor, NEIGHBOURS, now_ms)
+        floor = self._terms.candidate_threshold
+        searches = [self._answers.search(vector, look.partitions, floor, NEIGHBOURS, now_ms)]
+        if look.promises:  # apart: promises must not crowd out an answer
+            searches.append(self._promises.search(vector, [look.promises], floor, NEIGHBOURS, now_ms))
+        found = [near for part in await asyncio.gather(*searches) for near in part]
         return sorted(found, key=lambda near: (not near.entry.answer, -near.score))
 
     def _weigh(self, text: str, neighbour: Neighbour) -> Opinion:
@@ -233,7 +231,7 @@ class Semantic:
 
     async def _store(self, entry: Entry, promises: str) -> bool:
         """The promise goes after the answer came, so that nobody finds neither; and it goes if none came as well."""
-        async with self._turn(promises):
+        async with self._turn(promises, entry.query):
             try:
                 vector = await self._vectorizer.vector(entry.query)
                 if isinstance(vector, NoVector):
@@ -362,9 +360,10 @@ class Semantic:
         except CacheError as error:
             self._failed(error)
 
-    def _turn(self, partition: str) -> contextlib.AbstractAsyncContextManager[None]:
-        """One at a time in a partition of promises: of two who ask the same at once, one promises, the other waits."""
-        return self._turns.setdefault(partition, asyncio.Lock()) if partition else contextlib.nullcontext()
+    def _turn(self, promises: str, text: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """One promise at a time: of two who ask the same at once, one promises, the other waits."""
+        key = entry_id(promises, text)
+        return self._turns.setdefault(key, asyncio.Lock()) if promises else contextlib.nullcontext()
 
     def _failed(self, error: CacheError) -> str:
         """Remember why."""

@@ -9,6 +9,7 @@ and symmetric, and it errs towards no.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 
 from metamusesd.cache import lexicon
@@ -64,6 +65,11 @@ def _outright(one: Reading, other: Reading) -> Judgement | None:
     if strict in VERBATIM:
         same = one.exact == other.exact if strict == "code" else one.exact.lower() == other.exact.lower()
         return Judgement(Verdict.SAME, "equal but for spaces") if same else _different(f"{strict} differs")
+    if one.signs != other.signs:
+        return _different("sign differs")
+    cased = next((word for word in sorted(one.cased) if _recased(word, one.cased, other.cased)), "")
+    if cased:
+        return _different(f"case: {cased}")
     if one.plain == other.plain:
         return Judgement(Verdict.SAME, "equal but for case, spaces and marks")
     if one.foreign or other.foreign:
@@ -73,13 +79,29 @@ def _outright(one: Reading, other: Reading) -> Judgement | None:
     return None
 
 
+def _recased(word: str, mine: frozenset[str], theirs: frozenset[str]) -> bool:
+    """Whether the other writes the word as well, but with other capitals, and each of them in one way alone."""
+    ways = [{other for other in side if other.lower() == word.lower()} for side in (mine, theirs)]
+    return len(ways[0]) == len(ways[1]) == 1 and ways[0] != ways[1]
+
+
 def _astray(one: Reading, other: Reading) -> bool:
     """Equal but for a space, or for two neighbouring letters, one of which may have jumped over a space."""
     same = one.squeezed == other.squeezed or lexicon.transposed(one.squeezed, other.squeezed)
     if not same or _figures(one) != _figures(other):
         return False
     mine, theirs = set(one.plain.split()), set(other.plain.split())
-    return any(word not in lexicon.KNOWN and lexicon.plain_form(word) not in lexicon.KNOWN for word in mine ^ theirs)
+    if any(
+        word.upper() in re.findall(r"\w+", reading.exact) for reading in (one, other) for word in _short(mine ^ theirs)
+    ):
+        return False
+    strange = [word for word in mine ^ theirs if word.isalpha() and word not in lexicon.KNOWN]
+    return any(lexicon.plain_form(word) not in lexicon.KNOWN for word in strange)
+
+
+def _short(words: set[str]) -> list[str]:
+    """Those that may be abbreviations, of which CPR and CRP are two."""
+    return [word for word in words if 1 < len(word) < 6]
 
 
 def _figures(reading: Reading) -> list[str]:

@@ -31,6 +31,7 @@ from metamusesd.vectors.vectors import Vectors
 BEAT_S = 0.05
 RETRY_S, RETRY_MOST_S = 0.5, 15.0
 DYING_S, POLL_S = 2.0, 0.1
+TELL_S = 2.0  # trouble that comes and goes, a full disk's, is told so often at most
 
 
 def main(birth: Birth) -> int:
@@ -62,6 +63,7 @@ class Boot:
         self._door = Door(birth.config.cache_socket, Hooks(lambda _: True, self._vectors.ask, lambda _: None), log)
         self._pipe: Talk | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tell_s = 0.0  # not again before
         self._told = ""  # the trouble that the supervisor knows of
         semantic.upkeep.tending = self._row.tending
 
@@ -130,13 +132,14 @@ class Boot:
         """Show that the loop turns, and tell what is wrong with the store or the embedder."""
         while True:
             self._row.beat()
-            if self._semantic.trouble != self._told:
+            if self._semantic.trouble != self._told and time.monotonic() >= self._tell_s:
                 self._tell(self._semantic.trouble)
             await asyncio.sleep(BEAT_S)
 
     def _tell(self, trouble: str) -> None:
         if not control.send(self._birth.control, {"say": "trouble", "problem": trouble}):
             return  # the next beat tries again
+        self._tell_s = time.monotonic() + TELL_S
         self._told = trouble
         if trouble:
             self._log.warning("lookups fail", problem=trouble)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import time
+
 from metamusesd.cache.base import Embedder, Store
 from metamusesd.cache.semantic import Semantic, Terms
 from metamusesd.config import EMBEDDED, Config
@@ -30,7 +34,17 @@ def stores(config: Config, embedder: Embedder) -> tuple[Store, Store]:
     from metamusesd.cache.memory import MemoryStore
     from metamusesd.cache.qdrant_embedded import EmbeddedStore
 
+    _forget_old(config, name)
     return EmbeddedStore(config.vectors_dir / name), MemoryStore()
+
+
+def _forget_old(config: Config, name: str) -> None:
+    """What other embedders left, once all of it has expired: nobody would sweep or purge it any more."""
+    for old in config.vectors_dir.glob(f"{config.cache.collection}-*"):
+        with contextlib.suppress(OSError):
+            used_s = (old / "store.json").stat().st_mtime
+            if old.name != name and time.time() - used_s > config.cache.ttl_hours * 3600:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def terms_of(config: Config) -> Terms:
