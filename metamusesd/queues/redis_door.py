@@ -24,6 +24,7 @@ from metamusesd.queues.redis_way import Way, check_policy, facts_of
 
 SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", "reap", "announce",
            "configure", "recount", "position", "push", "revive", "drop", "recall", "forget", "complain")  # fmt: skip
+# append stands before settle: see _bring_scripts
 PLACED = ("position", "push")  # scripts that take lua/place.lua, too
 PROTOCOL = b"3"  # the form of the keys; change it with any change that older scripts would trip over
 BLOCKING_LINKS = 16  # blocking reads at one time; more wait for their turn
@@ -42,6 +43,7 @@ class RedisDoor:
         self._digests = {name: _digest(text) for name, text in self._texts.items()}
         self._hot: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._idle: list[Link] = []
         self._busy: set[Link] = set()
         self._turns = asyncio.Semaphore(BLOCKING_LINKS)
@@ -60,7 +62,7 @@ class RedisDoor:
             self._hot.close()  # the server is checked whenever it is reached
         try:
             await self._agree()
-            await asyncio.gather(*(self.ask("SCRIPT", "LOAD", text) for text in self._texts.values()))
+            await self._load()
         except QueueUnavailable as error:
             if error.trouble in REFUSED:
                 raise QueueRefused(error.message) from error
@@ -98,7 +100,7 @@ class RedisDoor:
         """One call of lua/`name`.lua on this prefix."""
         reply = await self._send("EVALSHA", self._digests[name], 1, self.prefix, *args)
         if isinstance(reply, REPLY_ERROR):
-            return await self._mend(reply, ("EVALSHA", self._digests[name], 1, self.prefix, *args), self._texts[name])
+            return await self._mend(reply, ("EVALSHA", self._digests[name], 1, self.prefix, *args), scripted=True)
         return reply
 
     async def ask(self, *args: Argument) -> Any:
@@ -158,15 +160,26 @@ class RedisDoor:
         except (OSError, TimeoutError) as error:
             raise translate(error) from error
 
-    async def _mend(self, reply: Exception, command: tuple[Argument, ...], text: str = "") -> Any:
-        """What can be done about an error reply: bring the script (`text`), go where the queue is. Else raises."""
+    async def _load(self) -> None:
+        await asyncio.gather(*(self.ask("SCRIPT", "LOAD", text) for text in self._texts.values()))
+
+    async def _bring_scripts(self) -> None:
+        """All of them, for everybody who misses one, in the order of SCRIPTS: were settle there before append, an end
+        could overtake its text. Whoever waits for the same load goes on in the order in which it came."""
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+            self._loading.add_done_callback(_look_at)
+        await asyncio.shield(self._loading)
+
+    async def _mend(self, reply: Exception, command: tuple[Argument, ...], *, scripted: bool = False) -> Any:
+        """What can be done about an error reply: bring the scripts, go where the queue is. Else raises."""
         for _ in range(HOPS):
             words = str(reply)
-            if text and words.startswith("NOSCRIPT"):
-                command = ("EVAL", text, *command[2:])
+            if scripted and words.startswith("NOSCRIPT"):
+                await self._bring_scripts()
             elif words.startswith("MOVED "):
                 self._move(words)
-            elif words.startswith("ASK ") and not text:
+            elif words.startswith("ASK ") and not scripted:
                 return await self._asking(words, 0.0, command)
             else:
                 break
@@ -240,7 +253,7 @@ class RedisDoor:
                 link.close()
 
 
-def _look_at(task: asyncio.Task[Link]) -> None:
+def _look_at(task: asyncio.Task[Any]) -> None:
     """A failure that nobody waits for any more is no failure."""
     if not task.cancelled():
         task.exception()

@@ -57,6 +57,17 @@ async def test_script_flush(queue: RedisQueue, door: RedisDoor) -> None:
     assert await queue.cancel("a") == "cancelled"
 
 
+async def test_text_stays_before_its_end_when_scripts_were_flushed(queue: RedisQueue, door: RedisDoor) -> None:
+    """A settle whose script is there again does not overtake the text that it ends: append's script comes first."""
+    await queue.submit([job("a"), job("b")])
+    one, other = await queue.claim("h:1", "n", [Want(INGRESS, 2)], lease_ms=1000)
+    await door.ask("SCRIPT", "FLUSH")
+    assert await queue.settle([Settlement(one.id, one.token, "done", b"{}")]) == [OK]
+    text, end = Append(other.id, other.token, 0, "hello", 1), Settlement(other.id, other.token, "done", b"{}")
+    assert await asyncio.gather(queue.append([text]), queue.settle([end])) == [[OK], [OK]]
+    assert [event.text for event in await queue.events(other.id, "0", block_ms=1) if event.text] == ["hello"]
+
+
 async def test_a_killed_connection(queue: RedisQueue, door: RedisDoor) -> None:
     """Calls of many tasks go on over a new connection when the old one was killed."""
     await queue.submit([job(f"j{n}") for n in range(5)])
