@@ -10,11 +10,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from metamusesd.cache import lexicon
-from metamusesd.cache.frames import akin
+from metamusesd.cache.frames import YES_NO, akin
 from metamusesd.cache.narrowing import narrowed
 from metamusesd.cache.order import reordered
 from metamusesd.cache.pairing import NARROW, Difference, leftover
-from metamusesd.cache.reading import ANYONE, ARTICLES, FILLERS, HELPERS, Reading, Unit
+from metamusesd.cache.reading import ANYONE, ARTICLES, FILLERS, HELPERS, SELF, YOU, Reading, Unit
 
 _DECISIVE = lexicon.WORDS["decisive"]  # one such word on one side only makes two questions
 
@@ -176,16 +176,45 @@ _BEING = frozenset(("is", "are", "was", "were", "be", "been", "being"))
 
 
 def _voice(one: Reading, other: Reading, left: Difference) -> str:
-    """Who was hired is not who hired."""
-    if "@who" not in (one.frame, other.frame) or (0, 0) not in left.pairs:
-        return ""
-    done = [_is_done(reading.units[0]) for reading in (one, other)]
-    return f"voice: {one.units[0].raw}" if done[0] != done[1] else ""
+    """Who was hired is not who hired, a child that bullies is not bullied, and who is boring is not bored."""
+    if "@who" in (one.frame, other.frame) and (0, 0) in left.pairs:
+        done = [_is_done(reading, 0) for reading in (one, other)]
+        if done[0] != done[1]:
+            return f"voice: {one.units[0].raw}"
+    for i, j in left.pairs:
+        mine, theirs = one.units[i], other.units[j]
+        if (_is_done(one, i) != _is_done(other, j) and _of_the_same(one, i, other, j, left)) or _felt(mine, theirs):
+            return f"voice: {mine.raw}/{theirs.raw}"
+    return ""
 
 
-def _is_done(unit: Unit) -> bool:
-    participle = unit.raw.endswith("ed") or unit.raw in lexicon.PARTICIPLES
-    return participle and bool(_BEING & set(unit.lead))
+def _of_the_same(one: Reading, i: int, other: Reading, j: int, left: Difference) -> bool:
+    """Whether both are said of the same: the word before them, or me."""
+    mine, theirs = one.units[i], other.units[j]
+    if (SELF | YOU | {"who"}) & set(mine.lead) & set(theirs.lead):
+        return True
+    return (i - 1, j - 1) in left.pairs and "do" not in (*mine.lead, *theirs.lead)
+
+
+def _felt(one: Unit, other: Unit) -> bool:
+    """Bored and boring, where either stands before a noun or behind is."""
+    short, long = sorted((one.raw, other.raw), key=lambda raw: raw.endswith("ing"))
+    return short.endswith("ed") and long.endswith("ing") and short.removesuffix("ed") in _FELT
+
+
+_FELT = lexicon.WORDS["felt"]
+
+
+def _is_done(reading: Reading, at: int) -> bool:
+    """It is done to what stands before it: the phone was hacked, was the phone hacked."""
+    unit = reading.units[at]
+    if not (unit.raw.endswith("ed") or unit.raw in lexicon.PARTICIPLES | lexicon.WORDS["unchanged"]):
+        return False
+    lead = {
+        *unit.lead,
+        *(reading.units[at - 1].lead if at == 1 or (at == 2 and reading.units[0].word == "not") else ()),
+    }
+    return bool(_BEING & lead)
 
 
 def _narrow(words: list[str], one: Reading, other: Reading) -> bool:
@@ -242,6 +271,52 @@ def _moods(one: Reading, other: Reading, left: Difference) -> str:
     return ""
 
 
+_ADVICE = _MUST | _MAY | {"should"}
+_ASKED = frozenset(("@what", "@who", "@when", "@howmany", "@howmuch", "@where", "@why", "@how"))
+
+
+def _advised(one: Reading, other: Reading, left: Difference) -> str:
+    """What children eat is not what they should eat; what I do is what I should."""
+    if not all(reading.frame in _ASKED or _asks(reading) for reading in (one, other)):
+        return ""
+    counted = one.plain.startswith(("how much", "how many")) or one.frame == "@why"
+    if (one.people or other.people) and not counted:
+        return ""
+    if "@why" in (one.frame, other.frame) and not (one.lights & HELPERS and other.lights & HELPERS):
+        return ""
+    modals = [sorted(reading.lights & _ADVICE) for reading in (one, other)]
+    return f"advice: {(modals[0] or modals[1])[0]}" if bool(modals[0]) != bool(modals[1]) else ""
+
+
+def _asks(reading: Reading) -> bool:
+    """At what age …, for which …"""
+    return reading.frame == "@none" and bool({"what", "which", "whom"} & {*reading.plain.split()[1:3]})
+
+
+def _filled(one: Reading, other: Reading, left: Difference) -> str:
+    """Too much is not much; in yes or no, some birds are not any, nor birds as such."""
+    words = one.lights ^ other.lights
+    if "too" in words and any("too" in unit.lead for unit in (*one.units, *other.units)):
+        return "too"
+    if not YES_NO & {one.frame, other.frame} or not words & _SOME or words & {"a", "an"}:
+        return ""
+    here = "there" in one.lights & other.lights or one.people or other.people
+    return "" if here else f"quantity: {min(words & _SOME)}"
+
+
+_SOME = frozenset(("any", "some"))
+
+
+def _due(one: Reading, other: Reading, left: Difference) -> str:
+    """By Monday is not on Monday."""
+    for i, j in left.pairs:
+        mine, theirs = set(one.units[i].lead), set(other.units[j].lead)
+        for a, b in ((mine, theirs), (theirs, mine)):
+            if "by" in a - b and b & {"in", "on", "at"}:
+                return f"direction: by {one.units[i].raw}"
+    return ""
+
+
 def _ordered(one: Reading, other: Reading, left: Difference) -> str:
     pairs = sorted(left.pairs)
     ranks = {place: rank for rank, place in enumerate(sorted(j for _, j in pairs))}
@@ -257,5 +332,5 @@ def _ordered(one: Reading, other: Reading, left: Difference) -> str:
 Check = Callable[[Reading, Reading, Difference], str]
 CHECKS: tuple[Check, ...] = (
     _numbers, _frames, _tense, _joints, _people, _turned, _names, _kinds, _restricted, _narrower, _voice, _moods,
-    _directed, _ordered,
+    _advised, _filled, _due, _directed, _ordered,
 )  # fmt: skip

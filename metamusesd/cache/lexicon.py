@@ -31,6 +31,7 @@ SPELLINGS = {
     "storey": "story", "whisky": "whiskey", "yoghurt": "yogurt", "moustache": "mustache", "doughnut": "donut",
 }  # fmt: skip
 STIFF = WORDS["stiff"]
+LONERS = WORDS["loners"]  # musical is no music
 ENDINGS = WORDS["endings"] | {""}
 NEGATIVE = ("un", "in", "im", "il", "ir", "non", "dis", "mis", "anti", "de")
 
@@ -165,6 +166,8 @@ def kind_shared(one: str, other: str) -> str:
 
 def kindred(one: str, other: str) -> bool:
     """Of one family: possible, possibility. Not -er, -ist, -ism: those change who or what is meant."""
+    if {one, other} & LONERS:
+        return False
     short, long = sorted((one, other), key=len)
     alike = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
     if alike < 4 or alike < len(short) - 3:
@@ -176,13 +179,41 @@ def slip(one: str, other: str) -> bool:
     """Whether one may be the other with a finger gone astray. Two known words never are."""
     if (one in KNOWN and other in KNOWN) or not (one.isalpha() and other.isalpha()):
         return False
-    both_unknown = one not in KNOWN and other not in KNOWN
+    if _of_a_system(one, other):
+        return False
     short = min(len(one), len(other))
+    if one not in KNOWN and other not in KNOWN:  # sulfite, sulfate: two words, for all that we know
+        return short >= 5 and (transposed(one, other) or doubled(one, other))
     if transposed(one, other):
         return short >= 3
-    if short < (6 if both_unknown else 4):
-        return False
-    return one_edit(one, other) or (short >= 8 and not both_unknown and two_edits(one, other))
+    return short >= 4 and (one_edit(one, other) or (short >= 8 and two_edits(one, other)))
+
+
+def _of_a_system(one: str, other: str) -> bool:
+    """Sulfite and sulfate, butane and butene: endings of which each is another substance."""
+    return any(
+        one[: -len(a)] == other[: -len(b)] and one.endswith(a) and other.endswith(b)
+        for endings in _SYSTEMS
+        for a in endings
+        for b in endings
+    )
+
+
+_SYSTEMS = (
+    ("ite", "ate", "ide"),
+    ("ane", "ene", "yne", "one"),
+    ("nol", "nal", "nyl"),
+    ("osis", "itis"),
+    ("ism", "ist"),
+)
+
+
+def doubled(one: str, other: str) -> bool:
+    """Equal but for a letter that is written twice."""
+    short, long = sorted((one, other), key=len)
+    return len(long) == len(short) + 1 and any(
+        long[at] == long[at - 1] and long[:at] + long[at + 1 :] == short for at in range(1, len(long))
+    )
 
 
 def transposed(one: str, other: str) -> bool:

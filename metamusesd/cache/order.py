@@ -14,7 +14,7 @@ from metamusesd.cache.reading import JOINTS, PREPOSITIONS, Unit
 SYMMETRIC = frozenset(lexicon.plain_form(word) for word in lexicon.WORDS["symmetric"])
 SEQUENCE = lexicon.WORDS["sequence"]
 JOINING = frozenset((*JOINTS, ","))
-BELONGING = frozenset(("of", "in", "for", "from", "on", "with", "about", "at"))
+BELONGING = frozenset(("of", "in", "for", "from", "on", "about", "at"))
 
 
 def reordered(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int]) -> str:
@@ -114,7 +114,12 @@ def _chained(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int], 
 
 
 def _belongs(unit: Unit) -> bool:
-    return bool(BELONGING & set(unit.lead)) or {"to", "do"} <= set(unit.lead)
+    """Of, in, … it; but beans in butter are no butter beans."""
+    places = BELONGING - {"in"} if lexicon.kind_shared(unit.word, unit.word) in _FOODS else BELONGING
+    return bool(places & set(unit.lead)) or {"to", "do"} <= set(unit.lead)
+
+
+_FOODS = frozenset(("dish", "drink", "meat", "vegetable", "fruit"))
 
 
 def _phrases(one: Sequence[Unit], other: Sequence[Unit], places: Sequence[int], low: int, high: int) -> bool:

@@ -159,7 +159,7 @@ _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–"
 
 
 def _signs(text: str) -> str:
-    """The signs that say something and are not read as words: those of reckoning, arrows, suits; and the minus of O-."""
+    """The signs that say something and are not read as words: of reckoning, arrows, suits; and the minus of O-."""
     said = [ch for ch in text if ch in "#@*" or (unicodedata.category(ch) in _SAYING and ch not in _WORDY)]
     return "".join(sorted([*said, *_PRIMES.findall(text), *("-" for _ in _GRADE.findall(text))]))
 
@@ -169,17 +169,18 @@ _PRIMES = re.compile(r"(?<=\d)\s?([′″])")
 _GRADE = re.compile(r"\b[A-Za-z]{1,2}[-−](?![\w-])")
 _BIG_AND_SMALL, _UNITS_CASED = lexicon.WORDS["cased"], lexicon.WORDS["cased_units"]
 _UNIT = re.compile(r"(?<![\w.])\d[\d.,]*\s?([A-Za-z]{1,4})\b")
+_GREEK = re.compile(r"(?<!\w)[\u0391-\u03c9](?!\w)")
 _INNER = re.compile(r"(?<=[\w,;] )[A-Za-z]+\b")
 
 
 def _cased(text: str) -> frozenset[str]:
     """Words whose capitals decide; none where all is small, or most is not."""
     exact = " ".join(text.split())
-    words = re.findall(r"[A-Za-z]+", exact)
+    words, greek = re.findall(r"[A-Za-z]+", exact), frozenset(_GREEK.findall(exact))
     if not any(ch.isupper() for ch in exact) or sum(word[0].isupper() for word in words) > 0.7 * len(words) > 2:
-        return frozenset()
+        return greek
     units = (word for word in _UNIT.findall(exact) if word.lower() in _UNITS_CASED)
-    return frozenset(word for word in _INNER.findall(exact) if word.lower() in _BIG_AND_SMALL).union(units)
+    return frozenset(word for word in _INNER.findall(exact) if word.lower() in _BIG_AND_SMALL).union(units, greek)
 
 
 def _opened(lower: str) -> list[str]:

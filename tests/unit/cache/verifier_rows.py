@@ -285,6 +285,27 @@ SMALL_WORDS: list[Row] = [
     ("かき は いくら", "がき は いくら", DIFFERENT, "English"),
     ("What is 10² in words?", "What is 102 in words?", DIFFERENT, "formula"),
 ]
+VOICES: list[Row] = [
+    ("How do I help a child who bullies?", "How do I help a child who is bullied?", DIFFERENT, "voice"),
+    ("What should I do if I hit a car?", "What should I do if I was hit by a car?", DIFFERENT, "voice"),
+    ("What do I do if my dog bites?", "What do I do if my dog is bitten?", DIFFERENT, ""),
+    ("How do I deal with a depressed friend?", "How do I deal with a depressing friend?", DIFFERENT, "voice"),
+    ("What happens to someone who kills?", "What happens to someone who is killed?", DIFFERENT, "voice"),
+]
+
+NEAR_WORDS: list[Row] = [
+    ("How do I cook butter beans?", "How do I cook beans in butter?", DIFFERENT, "order"),
+    ("At what age do children walk?", "At what age should children walk?", DIFFERENT, "advice"),
+    ("Is a worried parent normal?", "Is a worrying parent normal?", DIFFERENT, "voice"),
+    ("How do I accomodate guests?", "How do I accommodate guests?", SAME, "typo"),
+    ("What causes dysphagia?", "What causes dysphasia?", DIFFERENT, "unknown word"),
+    ("Is butane flammable?", "Is butene flammable?", DIFFERENT, ""),
+    ("What is zinc sulfite used for?", "What is zinc sulfate used for?", DIFFERENT, ""),
+    ("How do I store a painting?", "How do I store paint?", DIFFERENT, ""),
+    ("How do I set up frosting?", "How do I set up frost?", DIFFERENT, ""),
+    ("What is the best music in Cork?", "What is the best musical in Cork?", DIFFERENT, ""),
+]
+
 KINDS = {
     "small words": SMALL_WORDS,
     "numbers": NUMBERS,
@@ -296,4 +317,6 @@ KINDS = {
     "names": NAMES,
     "wording": WORDING,
     "verbatim": VERBATIM,
+    "voices": VOICES,
+    "near words": NEAR_WORDS,
 }

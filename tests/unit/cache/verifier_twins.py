@@ -330,10 +330,60 @@ SAID_OTHERWISE: list[Row] = [
     ("How do I get a divorce?", "What is the process for getting a divorce?", SAME, ""),
 ]
 
+SIGNS: list[Row] = [
+    ("Is a BMI > 30 healthy?", "Is a BMI < 30 healthy?", DIFFERENT, "sign"),
+    ("Is blood type O+ rare?", "Is blood type O- rare?", DIFFERENT, "sign"),
+    ("Can seeds sprout at −8 °C?", "Can seeds sprout at 8 °C?", DIFFERENT, ""),
+    ("How long is 7′?", "How long is 7″?", DIFFERENT, "sign"),
+    ("What does the → key do?", "What does the ← key do?", DIFFERENT, "sign"),
+    ("What is Rxd4+ in chess?", "What is Rxd4# in chess?", DIFFERENT, "sign"),
+    ("What is CPR?", "What is CRP?", DIFFERENT, ""),
+]
+
+FIGURES: list[Row] = [
+    ("What is new in Python 3.10?", "What is new in Python 3.1?", DIFFERENT, "number"),
+    ("Is 0,25 mg of melatonin safe?", "Is 25 mg of melatonin safe?", DIFFERENT, "number"),
+    ("Is a tip of 2,50 euros enough?", "Is a tip of 250 euros enough?", DIFFERENT, "number"),
+    ("Is $1.000 enough for rent?", "Is $1 enough for rent?", DIFFERENT, "number"),
+    ("Is 02134 a valid zip code?", "Is 2134 a valid zip code?", DIFFERENT, "number"),
+    ("Is 1,000 dollars enough?", "Is 1000 dollars enough?", SAME, ""),
+    ("Is 1.0 mg of zinc enough?", "Is 1 mg of zinc enough?", SAME, ""),
+]
+
+CAPITALS: list[Row] = [
+    ("What is a 5 mW laser used for?", "What is a 5 MW laser used for?", DIFFERENT, "case"),
+    ("How do I avoid aids?", "How do I avoid AIDS?", DIFFERENT, "case"),
+    ("How do I learn polish?", "How do I learn Polish?", DIFFERENT, "case"),
+    ("How can I clean china?", "How do I clean China?", DIFFERENT, "case"),
+    ("How do I buy an apple?", "How do I buy an Apple?", DIFFERENT, "case"),
+    ("what is the capital of france", "What is the capital of France?", SAME, ""),
+    ("how do i learn python", "How do I learn Python?", SAME, ""),
+    ("How do I run 5 KM?", "How do I run 5 km?", SAME, ""),
+]
+
+SMALL_WORDS: list[Row] = [
+    ("How many hours do nurses sleep?", "How many hours should nurses sleep?", DIFFERENT, "advice"),
+    ("Who pays for the wedding?", "Who should pay for the wedding?", DIFFERENT, "advice"),
+    ("How fast do lorries drive?", "How fast may lorries drive?", DIFFERENT, "advice"),
+    ("When did Germany win?", "When could Germany win?", DIFFERENT, "advice"),
+    ("Do any mammals lay eggs?", "Do mammals lay eggs?", DIFFERENT, "quantity"),
+    ("Can any employee take leave?", "Can some employees take leave?", DIFFERENT, "quantity"),
+    ("Is the food too spicy for kids?", "Is the food spicy for kids?", DIFFERENT, "too"),
+    ("Is the fee due by Monday?", "Is the fee due on Monday?", DIFFERENT, "direction"),
+    ("Do I have to return it by May 5?", "Do I have to return it on May 5?", DIFFERENT, "direction"),
+    ("How do I remove red wine stains?", "How do I remove stains with red wine?", DIFFERENT, "order"),
+    ("How do I remove oil paint?", "How do I remove paint with oil?", DIFFERENT, "order"),
+    ("What is vitamin a good for?", "What is a vitamin good for?", DIFFERENT, ""),
+]
+
 KINDS = {
     "narrower": NARROWER,
     "twins": TWINS,
     "turned round": TURNED_ROUND,
     "other languages": OTHER_LANGUAGES,
     "said otherwise": SAID_OTHERWISE,
+    "signs": SIGNS,
+    "figures": FIGURES,
+    "capitals": CAPITALS,
+    "small words": SMALL_WORDS,
 }
