@@ -179,8 +179,10 @@ def slip(one: str, other: str) -> bool:
     """Whether one may be the other with a finger gone astray. Two known words never are."""
     if (one in KNOWN and other in KNOWN) or not (one.isalpha() and other.isalpha()):
         return False
-    if _of_a_system(one, other):
-        return False
+    return _near(one, other) and not _of_a_system(one, other)
+
+
+def _near(one: str, other: str) -> bool:
     short = min(len(one), len(other))
     if one not in KNOWN and other not in KNOWN:  # sulfite, sulfate: two words, for all that we know
         return short >= 5 and (transposed(one, other) or doubled(one, other))
