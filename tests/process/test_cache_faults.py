@@ -18,7 +18,7 @@ from tests.process.test_vectors_whole import Whole, ask, linked
 
 pytestmark = [pytest.mark.timeout(120), needs_parts]
 
-LONG = "the muses sing of arms and the man !tokens=120 !delay=10ms"
+LONG = "the muses sing of arms and the man !tokens=120 !delay=40ms"
 EQUAL = 20
 
 
