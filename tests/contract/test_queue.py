@@ -426,7 +426,7 @@ async def test_cancel_after_the_end(bench: Bench) -> None:
 @pytest.mark.parametrize("state", ["queued", "ready", "running", "delayed"])
 async def test_deadline_in_every_state(bench: Bench, state: str) -> None:
     """The reaper settles an overdue job as expired wherever it stands, and its holder learns it."""
-    await bench.submit("a", deadline_ms=150)
+    await bench.submit("a", deadline_ms=300)
     job = None
     if state != "queued":
         (job,) = await bench.claim()
@@ -467,7 +467,7 @@ async def test_a_claim_settles_overdue_jobs(bench: Bench) -> None:
 
 async def test_an_overdue_holder_is_told_and_may_settle(bench: Bench) -> None:
     """After the deadline renew and append say `expired`; the holder may still settle with what it has."""
-    job = await bench.run(deadline_ms=100)
+    job = await bench.run(deadline_ms=250)
 
     async def told() -> bool:
         return await bench.queue.append([Append("a", job.token)]) == [EXPIRED]
