@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
-from collections.abc import Coroutine
 from typing import Any
 
 import uvloop
 
-from metamusesd import control
-from metamusesd.control import EXIT_BAD_CONFIG, EXIT_DIED, Birth
+from metamusesd.child import Child
+from metamusesd.control import EXIT_BAD_CONFIG, Birth
 from metamusesd.dispatcher.caching import rules_of
 from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.endings import Retries
@@ -49,11 +47,10 @@ class Boot:
         self._owner = f"{birth.instance}:{secrets.token_hex(6)}"
         self._tiers = [TierView(name, tier.model) for name, tier in birth.config.enabled_tiers().items()]
         self._lease_ms = int(birth.config.queue.lease_s * 1000)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, queue: Queue) -> int:
         """Until drained (0), or until something cannot go on."""
-        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        child = self._child = Child(self._birth, self._log)
         config, names = self._birth.config, [tier.name for tier in self._tiers]
         dispatcher = self._dispatcher = Dispatcher(
             queue, self._birth.board, self._tiers, self._owner, self._log, lease_ms=self._lease_ms,
@@ -63,18 +60,14 @@ class Boot:
         )  # fmt: skip
         self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
         dispatcher.ledger.started(os.getpid(), self._birth.generation)
-        self._listen()
-        self._start(self._rounds.beat(), "beat")
-        self._start(self._serve(queue), "serve")
-        control.send(self._birth.control, {"say": "ready"})  # Redis may come when it likes
+        child.listen(self._heard, lambda: self._drain(0.0))
+        self._child.start(self._rounds.beat(), "beat")
+        self._child.start(self._serve(queue), "serve")
+        self._child.say({"say": "ready"})  # Redis may come when it likes
         try:
-            return await self._exit
+            return await child.exit
         finally:
-            tasks = set(self._tasks)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=1.0)
+            await child.stop()
             dispatcher.fleet.close()
             dispatcher.vectors.close()
             await queue.close()
@@ -86,12 +79,12 @@ class Boot:
         await self._take_over(queue)
         dispatcher, rounds = self._dispatcher, self._rounds
         for name in ("cancels", "renew", "reap", "survey", "sample"):
-            self._start(getattr(rounds, name)(), name)
-        self._start(self._configure(queue), "limits")
-        self._start(dispatcher.outbox.run(), "outbox")
+            self._child.start(getattr(rounds, name)(), name)
+        self._child.start(self._configure(queue), "limits")
+        self._child.start(dispatcher.outbox.run(), "outbox")
         await rounds.surveyed.wait()  # or a job of another host's tier would be refused
-        self._start(dispatcher.pump.watch(), "markers")
-        self._start(dispatcher.pump.run(), "claims")
+        self._child.start(dispatcher.pump.watch(), "markers")
+        self._child.start(dispatcher.pump.run(), "claims")
 
     async def _open(self, queue: Queue) -> None:
         tries = 0
@@ -103,8 +96,8 @@ class Boot:
                 return
             except QueueRefused as error:
                 self._log.error("redis refused", problem=error.message)
-                control.send(self._birth.control, {"say": "failed", "error": error.to_dict(), "permanent": True})
-                self._leave(EXIT_BAD_CONFIG)
+                self._child.say({"say": "failed", "error": error.to_dict(), "permanent": True})
+                self._child.leave(EXIT_BAD_CONFIG)
                 await asyncio.Future()
             except QueueError as error:
                 self._dispatcher.ledger.redis(error)
@@ -138,51 +131,35 @@ class Boot:
 
     # the supervisor
 
-    def _listen(self) -> None:
-        loop, channel = asyncio.get_running_loop(), self._birth.control
-        channel.setblocking(False)
-        loop.add_reader(channel.fileno(), self._on_control)
-        loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
-
-    def _on_control(self) -> None:
-        try:
-            received = control.receive(self._birth.control)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = None
-        if received is None:
-            self._log.error("the supervisor is gone")
-            asyncio.get_running_loop().remove_reader(self._birth.control.fileno())
-            self._leave(EXIT_DIED)
-            return
-        message, fd = received
+    def _heard(self, message: dict[str, Any], fd: int | None) -> None:
         do = message.get("do")
         if do == "link" and fd is not None:
             link = self._dispatcher.fleet.connect(
                 int(message["row"]), int(message["epoch"]), str(message["worker"]), str(message["tier"]), fd
             )
-            self._start(link, "link")
+            self._child.start(link, "link")
         elif do == "vectors" and fd is not None:
-            self._start(self._dispatcher.vectors.connect(int(message["epoch"]), fd), "vectors")
+            self._child.start(self._dispatcher.vectors.connect(int(message["epoch"]), fd), "vectors")
         elif do == "unlink":
             self._dispatcher.fleet.unlink(message)
         elif do == "retire":
-            self._start(self._retire(int(message["row"]), int(message["epoch"])), "retire")
+            self._child.start(self._retire(int(message["row"]), int(message["epoch"])), "retire")
         elif do == "drain":
             self._drain(float(message.get("within_s", 0.0)))
+        elif fd is not None:
+            os.close(fd)
 
     async def _retire(self, row: int, epoch: int) -> None:
         await self._dispatcher.retire(row, epoch, self._birth.config.daemon.drain_s)
-        control.send(self._birth.control, {"say": "retired", "row": row, "epoch": epoch})
+        self._child.say({"say": "retired", "row": row, "epoch": epoch})
 
     def _vectors_lost(self, epoch: int) -> None:
-        control.send(self._birth.control, {"say": "relink vectors", "epoch": epoch})
+        self._child.say({"say": "relink vectors", "epoch": epoch})
 
     def _drain(self, within_s: float) -> None:
         if not self._rounds.draining:
             self._rounds.draining = True
-            self._start(self._drained(within_s), "drain")
+            self._child.start(self._drained(within_s), "drain")
 
     async def _drained(self, within_s: float) -> None:
         self._log.info("draining", within_s=within_s, held=len(self._dispatcher.held))
@@ -190,22 +167,4 @@ class Boot:
             await self._dispatcher.drain(within_s)
         except TimeoutError as error:
             self._log.warning("drain incomplete", problem=str(error))
-        self._leave(0)
-
-    # tasks
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """A loop that fails takes the process along: a fresh one knows better than half a one."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("a loop failed", loop=task.get_name(), problem=f"{type(error).__name__}: {error}")
-            self._leave(EXIT_DIED)
-
-    def _leave(self, code: int) -> None:
-        if not self._exit.done():
-            self._exit.set_result(code)
+        self._child.leave(0)

@@ -47,6 +47,9 @@ class Pump:
         self._waiting = set(tiers)  # tiers in which jobs may wait for a place
         self._freed = {tier: asyncio.Event() for tier in tiers}
         self._popped: set[str] = set()  # markers that were taken from other hosts, perhaps
+        self._news: set[str] = (
+            set()
+        )  # queues of which a marker came while a claim was under way: it may have missed them
         self._woken = asyncio.Event()
         self._woken.set()
         self._stopping = False
@@ -119,6 +122,7 @@ class Pump:
 
     def _may_hold(self, queue: str) -> None:
         """There may be jobs: a marker says so, or it is time to look."""
+        self._news.add(queue)
         if queue == INGRESS:
             self._ingress = True
         else:
@@ -172,6 +176,7 @@ class Pump:
                 await asyncio.sleep(0)
             self._coming = []
             return withheld
+        self._news.clear()
         claims = await self._claim(wants, routed)
         self.claims += len(claims)
         full = self._learn(wants, routed, claims)
@@ -210,18 +215,21 @@ class Pump:
         return [claim for part in parts for claim in await self._claim(*part)]
 
     def _learn(self, wants: Iterable[Want], routed: Iterable[Routed], claims: Sequence[Claim]) -> bool:
-        """Remember where jobs may wait. True: ingress held more than was asked for."""
+        """Remember where jobs may wait. True: ingress held more than was asked for. DANGER: a job that came after the
+        claim's turn in Redis may have its marker popped before the claim's answer is here; that answer knows nothing of
+        it, and would have it wait for WAIT_S."""
         got: dict[str, int] = {}
         for claim in claims:
             got[claim.queue] = got.get(claim.queue, 0) + 1
         self._waiting.update(tier for job in routed for tier in job.tiers if tier in self._freed)
         for want in wants:
-            if want.floor == 0 and got.get(want.queue, 0) < want.count:
+            if want.floor == 0 and got.get(want.queue, 0) < want.count and want.queue not in self._news:
                 self._waiting.discard(want.queue)
         full = False
         for want in wants:
             if want.queue == INGRESS:
-                self._ingress = full = got.get(INGRESS, 0) >= want.count
+                full = got.get(INGRESS, 0) >= want.count
+                self._ingress = full or INGRESS in self._news
         if got.get(INGRESS):
             mean = sum(len(claim.body) for claim in claims) // len(claims) + 1
             self._batch = max(1, min(INGRESS_BATCH, INGRESS_BYTES // mean))

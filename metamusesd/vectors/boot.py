@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import socket
 import time
-from collections.abc import Coroutine
 from typing import Any
 
 from metamusesd import control
 from metamusesd.cache.semantic import Semantic
+from metamusesd.child import Child
 from metamusesd.config import EMBEDDED
-from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth
+from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, Birth
 from metamusesd.errors import CacheError, EmbedderFailed, StoreFailed, StoreRefused
 from metamusesd.log import Logger, get_logger
 from metamusesd.vectors.door import Door
@@ -62,27 +61,26 @@ class Boot:
         self._hooks = Hooks(lambda _talk: True, self._vectors.ask, self._parted)
         self._door = Door(birth.config.cache_socket, Hooks(lambda _: True, self._vectors.ask, lambda _: None), log)
         self._pipe: Talk | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._tell_s = 0.0  # not again before
         self._told = ""  # the trouble that the supervisor knows of
         semantic.upkeep.tending = self._row.tending
 
     async def run(self) -> int:
         """Until asked to leave (0), or until something cannot go on."""
-        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        child = self._child = Child(self._birth, self._log)
         try:
             if not await self._open_first():
-                self._start(self._reopen(), "open")
+                self._child.start(self._reopen(), "open")
         except StoreRefused as error:
             return fail(self._birth, self._log, error)
         await self._open_door()
         self._row.beat()
-        self._listen()
-        self._start(self._beat(), "beat")
-        self._start(self._semantic.tend(), "tend")
-        control.send(self._birth.control, {"say": "ready"})
+        child.listen(self._heard, lambda: child.leave(0))
+        self._child.start(self._beat(), "beat")
+        self._child.start(self._semantic.tend(), "tend")
+        self._child.say({"say": "ready"})
         try:
-            return await self._exit
+            return await child.exit
         finally:
             await self._close()
 
@@ -119,7 +117,7 @@ class Boot:
                     return
                 tries = min(tries + 1, 10)
         except StoreRefused as error:
-            self._leave(fail(self._birth, self._log, error))
+            self._child.leave(fail(self._birth, self._log, error))
 
     async def _open_door(self) -> None:
         """Without it operators' commands do not work, and the cache does."""
@@ -137,7 +135,7 @@ class Boot:
             await asyncio.sleep(BEAT_S)
 
     def _tell(self, trouble: str) -> None:
-        if not control.send(self._birth.control, {"say": "trouble", "problem": trouble}):
+        if not self._child.say({"say": "trouble", "problem": trouble}):
             return  # the next beat tries again
         self._tell_s = time.monotonic() + TELL_S
         self._told = trouble
@@ -152,37 +150,15 @@ class Boot:
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        await self._child.stop()
         await self._vectors.close()
         await self._semantic.close()
 
     # the supervisor
 
-    def _listen(self) -> None:
-        loop, channel = asyncio.get_running_loop(), self._birth.control
-        channel.setblocking(False)
-        loop.add_reader(channel.fileno(), self._on_control)
-        loop.add_signal_handler(signal.SIGTERM, self._leave, 0)
-
-    def _on_control(self) -> None:
-        try:
-            received = control.receive(self._birth.control)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = None
-        if received is None:
-            self._log.error("the supervisor is gone")
-            asyncio.get_running_loop().remove_reader(self._birth.control.fileno())
-            self._leave(EXIT_DIED)
-            return
-        message, fd = received
+    def _heard(self, message: dict[str, Any], fd: int | None) -> None:
         if message.get("do") == "vectors" and fd is not None:
-            self._start(self._connect(int(message["epoch"]), fd), "pipe")
+            self._child.start(self._connect(int(message["epoch"]), fd), "pipe")
         elif fd is not None:
             os.close(fd)
 
@@ -202,22 +178,4 @@ class Boot:
         """The pipe broke, by the dispatcher's death or by garbage: whoever lives gets a new one."""
         if talk is self._pipe:
             self._pipe, self._row.epoch = None, 0
-            control.send(self._birth.control, {"say": "relink", "epoch": talk.epoch})
-
-    # tasks
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """A loop that fails takes the process along: a fresh one knows better than half a one."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("a loop failed", loop=task.get_name(), problem=f"{type(error).__name__}: {error}")
-            self._leave(EXIT_DIED)
-
-    def _leave(self, code: int) -> None:
-        if not self._exit.done():
-            self._exit.set_result(code)
+            self._child.say({"say": "relink", "epoch": talk.epoch})

@@ -32,13 +32,18 @@ async def submit(client: Client, **fields: Any) -> list[str]:
     return [receipt.id for receipt in receipts]
 
 
-async def under_way(client: Client, ids: list[str]) -> None:
-    """Until one of them leads, and has text, and the others follow."""
-    while sorted([(await client.status(id)).state for id in ids]) != ["following"] * (EQUAL - 1) + ["running"]:
+async def under_way(client: Client, ids: list[str]) -> str:
+    """Until one of them leads, and has text, and the others follow; the leader."""
+    while True:
+        states = {id: (await client.status(id)).state for id in ids}
+        if sorted(states.values()) == ["following"] * (EQUAL - 1) + ["running"]:
+            break
         await asyncio.sleep(0.02)
-    async for event in client.stream(ids[0]):
+    leader = next(id for id, state in states.items() if state == "running")
+    async for event in client.stream(leader):
         if event.kind == "token":
-            return
+            break
+    return leader
 
 
 async def results(client: Client, ids: list[str]) -> list[Result]:
@@ -75,9 +80,9 @@ async def test_a_cancelled_leader_hands_over(tmp_path: Path) -> None:
         daemon.served()
         async with daemon.client() as client, asyncio.timeout(60):
             ids = await submit(client)
-            await under_way(client, ids)
-            assert await client.cancel(ids[0]) == "cancelled"
-            ended = await results(client, ids[1:])
+            leader = await under_way(client, ids)
+            assert await client.cancel(leader) == "cancelled"
+            ended = await results(client, [id for id in ids if id != leader])
             assert {(result.state, result.content) for result in ended} == {("done", words(120))}
             assert sum(result.from_cache for result in ended) == EQUAL - 2
 
