@@ -31,7 +31,8 @@ run: models  ## the daemon in the foreground, embedded defaults
 test: models  ## the default suite
 	$(BIN)/python -m pytest
 
-test-faults: setup  ## the slow fault tests
+test-faults: models  ## the slow fault tests, two real models among them (fetches Gemma 3 270M: 240 MB, under its own terms)
+	$(BIN)/metamusesd models fetch gemma3-270m
 	$(BIN)/python -m pytest -m slow_fault
 
 faults: setup  ## the proof: five minutes of random faults, then the oracle; FAULTS="--minutes 1 --seed 3", for instance

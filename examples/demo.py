@@ -4,22 +4,26 @@
 
 Starts a daemon on its embedded defaults in a directory of its own, submits prompts of mixed classes and muses at once,
 streams one of them, kills the busiest worker with SIGKILL, and shows that nothing is lost; then what the caches do
-(demo_cache.py); and stops the daemon. Exit 0: every job is done, every cache did its part, and the daemon left with 0.
+(demo_cache.py); stops the daemon; and shows what prompts ask for, and a busy tier that is helped out, on a second
+daemon with two tiers (demo_routing.py). Exit 0: every job is done, every part did its duty, both daemons left with 0.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples import demo_routing
 from examples.demo_cache import show_cache
 from examples.prompts import STREAMED, prompts
 from metamusesd import config as configuration
@@ -80,45 +84,61 @@ def main() -> int:
     """The whole demonstration; under two minutes."""
     with tempfile.TemporaryDirectory(prefix="metamusesd-demo-") as directory:
         try:
-            config = configuration.load(overrides={"daemon.state_dir": directory, "redis.url": "embedded"})
+            config = _config(Path(directory) / "one", {})
+            routed = _config(Path(directory) / "two", demo_routing.OVERRIDES)
         except ConfigError as error:
             print(*error.mistakes, sep="\n", file=sys.stderr)
             return 78
         if configuration.missing_models(config):
             print("The demo model is not there yet. Bring it with: make models", file=sys.stderr)
             return 78
-        return _with_daemon(config, Path(directory))
+        show = Show()
+        with _daemon(config, {}, show) as first:
+            results, wall_s = asyncio.run(_run_jobs(config, show))
+            _report(results, show, wall_s)
+            wrong = asyncio.run(_run_cache(config, show))
+        demo_routing.show_routes()
+        if (os.cpu_count() or 1) < 2:
+            return _verdict(results, wrong, show, first.code)
+        with _daemon(routed, demo_routing.OVERRIDES, show) as second:
+            wrong += asyncio.run(demo_routing.show_upgrade(routed))
+        return _verdict(results, wrong, show, first.code or second.code)
 
 
-def _with_daemon(config: Config, directory: Path) -> int:
-    show, log = Show(), directory / "daemon.log"
-    command = [
-        sys.executable,
-        "-m",
-        "metamusesd",
-        "run",
-        "--set",
-        f"daemon.state_dir={directory}",
-        "--set",
-        "redis.url=embedded",
-    ]
+def _config(directory: Path, overrides: dict[str, str]) -> Config:
+    directory.mkdir()
+    return configuration.load(overrides={"daemon.state_dir": str(directory), "redis.url": "embedded", **overrides})
+
+
+@dataclass(slots=True)
+class Ended:
+    """How a daemon left."""
+
+    code: int = -1
+
+
+@contextlib.contextmanager
+def _daemon(config: Config, overrides: dict[str, str], show: Show) -> Iterator[Ended]:
+    """A running daemon; stopped afterwards. When anything fails its log is shown."""
+    log, ended = config.state_dir / "daemon.log", Ended()
+    options = {"daemon.state_dir": str(config.state_dir), "redis.url": "embedded", **overrides}
+    sets = [text for key, value in options.items() for text in ("--set", f"{key}={value}")]
     with log.open("wb") as output:
-        daemon = subprocess.Popen(command, stderr=output, stdin=subprocess.DEVNULL)
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "metamusesd", "run", *sets], stderr=output, stdin=subprocess.DEVNULL
+        )
     try:
-        show.note(f"started metamusesd (pid {daemon.pid}), its Redis and its workers on all cores")
+        show.note(f"started metamusesd (pid {daemon.pid}), its Redis and its workers")
         status = _wait_ready(config, daemon)
         names = ", ".join(f"{worker['name']} on core {screen.numbers(worker['cores'])}" for worker in status["workers"])
         show.note(f"ready: {names}")
-        results, wall_s = asyncio.run(_run_jobs(config, show))
-        _report(results, show, wall_s)
-        wrong = asyncio.run(_run_cache(config, show))
+        yield ended
     except (DaemonAway, TimeoutError, ConnectionError) as error:
         show.note(f"FAILED: {error}")
         print(log.read_text("utf-8", "replace")[-4000:], file=sys.stderr)
-        results, wrong = [], [str(error)]
+        raise SystemExit(1) from error
     finally:
-        code = _stop(daemon, show)
-    return _verdict(results, wrong, show, code)
+        ended.code = _stop(daemon, show)
 
 
 def _wait_ready(config: Config, daemon: subprocess.Popen[bytes]) -> dict[str, Any]:

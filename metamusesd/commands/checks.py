@@ -37,7 +37,7 @@ def all_checks(config: Config) -> Iterator[Finding]:
 def _models(config: Config) -> Iterator[Finding]:
     for line in configuration.missing_models(config):
         yield Finding(line, wrong=True)
-    for name in dict.fromkeys(tier.model for tier in config.enabled_tiers().values()):
+    for name in dict.fromkeys(model for tier in config.enabled_tiers().values() for model in tier.models):
         model = config.models[name]
         engine = "llamacpp" if model.engine == "auto" else model.engine
         if (module := ENGINE_MODULES.get(engine)) and importlib.util.find_spec(module) is None:

@@ -23,9 +23,9 @@ from metamusesd.cache.partition import Question, digest, question_of
 from metamusesd.cache.semantic import Semantic
 from metamusesd.commands import screen
 from metamusesd.config import Config
-from metamusesd.dispatcher.router import analyse
 from metamusesd.errors import InvalidRequest
 from metamusesd.job import Answer, InferenceRequest, decode_answer, encode_answer
+from metamusesd.routing.analysis import analyse
 from metamusesd.wire import Found, Keep, Look
 
 PROTOCOLS = ("paraphrase", "distinct", "stream")
@@ -112,7 +112,7 @@ class Trial:
             self.tallies.setdefault(name, Tally()).add(hit, should, fits)
 
     def _may(self, request: InferenceRequest) -> Eligibility:
-        return eligibility(request, analyse(request.user_query or "")[0], self.exact_domains)
+        return eligibility(request, analyse(request.user_query or "").domain, self.exact_domains)
 
 
 def evaluate(config: Config, args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from metamusesd import cli, hub
 from metamusesd.config import Config
 from metamusesd.errors import EmbedderFailed, InvalidRequest
-from metamusesd.models import CATALOGUE, Piece, digest_of, hash_file, remember
+from metamusesd.models import CATALOGUE, DEFAULTS, Piece, digest_of, hash_file, remember
 
 DERIVED = ("auto", "Q8_0", "Q4_0", "none")
 
@@ -28,7 +28,10 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     fetch, inspect = actions.choices["fetch"], actions.choices["inspect"]
     known = ", ".join(CATALOGUE)
     fetch.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{known} (default: all), or hf:OWNER/REPO/FILE.gguf[@REVISION]"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{known} (default: {', '.join(DEFAULTS)}), or hf:OWNER/REPO/FILE.gguf[@REVISION]",
     )
     fetch.add_argument(
         "--derive", default="none", choices=DERIVED,
@@ -50,7 +53,7 @@ def fetch_models(args: argparse.Namespace, config: Config, directory: Path) -> i
     from metamusesd import fetch
     from metamusesd.commands import screen
 
-    pieces, from_hub = _pick(args.names or list(CATALOGUE))
+    pieces, from_hub = _pick(args.names or list(DEFAULTS))
     if fetch.wanted(pieces, directory):
         with screen.byte_progress() as report:
             fetch.fetch(pieces, directory, report)

@@ -1,6 +1,7 @@
 """The configuration: options.py says what there is, load.py reads it."""
 
 from metamusesd.config.load import DEFAULT_FILE, load
+from metamusesd.config.missing import missing_embedder, missing_models
 from metamusesd.config.options import (
     CLASSES,
     DEMO_MODEL,
@@ -15,9 +16,9 @@ from metamusesd.config.options import (
     Model,
     Queue,
     Redis,
+    Routing,
+    Tenant,
     Tier,
-    missing_embedder,
-    missing_models,
 )
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "Model",
     "Queue",
     "Redis",
+    "Routing",
+    "Tenant",
     "Tier",
     "load",
     "missing_embedder",

@@ -173,11 +173,12 @@ def _check(config: Config) -> list[str]:
     for name, tier in config.tiers.items():
         if name not in TIERS:
             mistakes.append(f"tiers.{name}: no such tier; use one of {', '.join(TIERS)}")
-        if tier.enabled and tier.model not in config.models:
-            known = ", ".join(config.models) or "none yet"
-            mistakes.append(
-                f"tiers.{name}.model: {tier.model!r} is not in [models] ({known}); add [models.{tier.model or 'NAME'}]"
-            )
+        for named in tier.models if tier.enabled else ():
+            if named not in config.models:
+                key, known = "model" if named == tier.model else "more_models", ", ".join(config.models) or "none yet"
+                mistakes.append(
+                    f"tiers.{name}.{key}: {named!r} is not in [models] ({known}); add [models.{named or 'NAME'}]"
+                )
     for name in config.classes:
         if name not in CLASSES:
             mistakes.append(f"classes.{name}: no such class; use one of {', '.join(CLASSES)}")
@@ -186,6 +187,7 @@ def _check(config: Config) -> list[str]:
             mistakes.append(f"models.{name}.file: missing; name a GGUF file")
     if not config.enabled_tiers():
         mistakes.append("tiers: none is enabled; enable one")
+    mistakes += _check_routing(config)
     longest = config.runtime_dir / "control.sock"
     if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         mistakes.append(f"daemon.runtime_dir: {longest} is too long for a socket; choose a shorter directory")
@@ -203,4 +205,18 @@ def _check(config: Config) -> list[str]:
             "redis.url: not understood; use embedded, redis://host:port/db, rediss://…, unix:///path, "
             "sentinel://host:port,…/NAME or cluster://host:port,…"
         )
+    return mistakes
+
+
+def _check_routing(config: Config) -> list[str]:
+    """Tiers that [routing] and [tenants] name, and that do not exist."""
+    named = [(f"routing.fallback.{tier}", [tier, *others] if isinstance(others, list) else others)
+             for tier, others in config.routing.fallback.items()]  # fmt: skip
+    named += [(f"tenants.{name}.tiers", tenant.tiers) for name, tenant in config.tenants.items()]
+    mistakes = []
+    for place, tiers in named:
+        if not isinstance(tiers, list):
+            mistakes.append(f'{place}: {tiers!r} is no list; give a list of tiers, such as ["heavy"]')
+            continue
+        mistakes += [f"{place}: {tier!r} is no tier; use {', '.join(TIERS)}" for tier in tiers if tier not in TIERS]
     return mistakes

@@ -10,6 +10,7 @@ from typing import Any
 from metamusesd.tiers import TIERS
 
 EMBEDDED = "embedded"
+POLICIES = ("upgrade_ok", "degrade_ok", "prefer", "strict")
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDER_FILES = ("model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json")
 
@@ -196,6 +197,41 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """Which tier serves a job that names none."""
+
+    policy: str = option(
+        "upgrade_ok",
+        "Whether other tiers may take a job when it would be finished sooner there: heavier ones (upgrade_ok), lighter "
+        "ones, too (degrade_ok), only while the wanted one has no worker (prefer), or never (strict). A request's "
+        "`tier_policy` goes before it.",
+        choices=POLICIES,
+    )
+    fallback: dict[str, Any] = option(
+        {}, 'By tier: the tiers that stand in for it, in order, instead of the heavier ones: { math = ["heavy"] }.'
+    )
+    margin: float = option(
+        0.2, "How much sooner another tier must be finished to take a job, as a share of the wanted tier's time.",
+        least=0, most=10,
+    )  # fmt: skip
+    escalate: bool = option(
+        True, "An answer that is empty, repeats itself or breaks its JSON schema is tried again, once, a tier up."
+    )
+    escalate_logprob: float = option(
+        0.0, "So is one whose mean log-probability is below this, if the request asks for logprobs; 0: never.",
+        least=-100, most=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """What one tenant may do."""
+
+    tiers: list[str] = option([], "The tiers that its jobs may use; empty: all.")
+    policy: str = option("", "As routing.policy, for its jobs; empty: that one.", choices=("", *POLICIES))
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """What is written to standard error."""
 
@@ -224,7 +260,7 @@ class Model:
     prefill_ratio: float = option(
         1.2, "Time that prompts may add to a step, as a multiple of the step's decode time.", least=0.1, most=100
     )
-    yield_limit_s: float = option(10.0, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
+    yield_limit_s: float = option(1.0, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
     options: dict[str, Any] = option({}, "Of one engine alone, handed over as they are.")
 
 
@@ -233,6 +269,7 @@ class Tier:
     """One tier: a model and the workers that serve it."""
 
     model: str = option("", "A name of [models].")
+    more_models: list[str] = option([], "Further ones; the workers are dealt out in turn, at least one a model.")
     enabled: bool = option(True, "")
     workers: int | str = option(
         "auto", "Worker processes; `auto`: as many as the free cores or the GPUs carry.", least=1, most=64
@@ -255,6 +292,11 @@ class Tier:
         0, "A worker with more private memory (MiB) than this is drained and replaced; 0: never.", least=0
     )
 
+    @property
+    def models(self) -> list[str]:
+        """All its models, the first one first."""
+        return list(dict.fromkeys([self.model, *self.more_models]))
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -264,10 +306,12 @@ class Config:
     redis: Redis = field(default_factory=Redis)
     queue: Queue = field(default_factory=Queue)
     cache: Cache = field(default_factory=Cache)
+    routing: Routing = field(default_factory=Routing)
     log: Log = field(default_factory=Log)
     models: dict[str, Model] = field(default_factory=lambda: {"smollm2": Model(file=DEMO_MODEL)})
     tiers: dict[str, Tier] = field(default_factory=lambda: {"fast": Tier(model="smollm2")})
     classes: dict[str, JobClass] = field(default_factory=lambda: dict(CLASSES))
+    tenants: dict[str, Tenant] = field(default_factory=dict)
     source: str = "built-in defaults"
 
     @property
@@ -335,29 +379,6 @@ class Config:
         return {name: self.tiers[name] for name in TIERS if name in self.tiers and self.tiers[name].enabled}
 
 
-SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "cache": Cache, "log": Log}
-TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier, "classes": JobClass}
-
-
-def missing_models(config: Config) -> list[str]:
-    """One line for every enabled tier whose model file is not there."""
-    lines = []
-    for tier_name, tier in config.enabled_tiers().items():
-        model = config.models[tier.model]
-        if model.engine != "echo" and not config.model_path(model).is_file():
-            lines.append(
-                f"models.{tier.model}.file: {config.model_path(model)} does not exist (tier {tier_name}); "
-                "run `metamusesd models fetch` or set daemon.models_dir"
-            )
-    return lines
-
-
-def missing_embedder(config: Config) -> str:
-    """What is not there of the embedder, and the remedy; empty when all of it is there."""
-    missing = [name for name in EMBEDDER_FILES if not (config.embedder_dir / name).is_file()]
-    if not missing:
-        return ""
-    return (
-        f"{config.embedder_dir} has no {', '.join(missing)}; run `metamusesd models fetch minilm` or name another "
-        "directory in cache.embedder, then restart the daemon"
-    )
+SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "cache": Cache, "routing": Routing,
+                              "log": Log}  # fmt: skip
+TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier, "classes": JobClass, "tenants": Tenant}

@@ -21,11 +21,12 @@ from metamusesd.dispatcher.endings import Retries
 from metamusesd.dispatcher.identities import defaults_of
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.dispatcher.rounds import Rounds
-from metamusesd.dispatcher.router import TierView
+from metamusesd.dispatcher.router import TierView, routing_rules_of
 from metamusesd.errors import QueueError, QueueRefused
 from metamusesd.log import get_logger
 from metamusesd.queues.base import Queue
 from metamusesd.queues.limits import limits_of
+from metamusesd.routing.analysis import analyse
 
 CONFIGURE_S = 5.0
 
@@ -45,20 +46,24 @@ class Boot:
         self._birth = birth
         self._log = get_logger(birth.name, pid=os.getpid())
         self._owner = f"{birth.instance}:{secrets.token_hex(6)}"
-        self._tiers = [TierView(name, tier.model) for name, tier in birth.config.enabled_tiers().items()]
+        self._tiers = [
+            TierView(name, model) for name, tier in birth.config.enabled_tiers().items() for model in tier.models
+        ]
         self._lease_ms = int(birth.config.queue.lease_s * 1000)
 
     async def run(self, queue: Queue) -> int:
         """Until drained (0), or until something cannot go on."""
         child = self._child = Child(self._birth, self._log)
-        config, names = self._birth.config, [tier.name for tier in self._tiers]
+        config, names = self._birth.config, list(self._birth.config.enabled_tiers())
         dispatcher = self._dispatcher = Dispatcher(
             queue, self._birth.board, self._tiers, self._owner, self._log, lease_ms=self._lease_ms,
             max_crashes=config.queue.max_crashes,
             retries=Retries(config.queue.max_retries, config.queue.retry_s, config.queue.retry_most_s),
-            rules=rules_of(config), defaults=defaults_of(config), vectors_lost=self._vectors_lost,
+            rules=rules_of(config), routing=routing_rules_of(config), defaults=defaults_of(config),
+            vectors_lost=self._vectors_lost,
         )  # fmt: skip
         self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
+        analyse("")  # reads its weights: not under the first job
         dispatcher.ledger.started(os.getpid(), self._birth.generation)
         child.listen(self._heard, lambda: self._drain(0.0))
         self._child.start(self._rounds.beat(), "beat")

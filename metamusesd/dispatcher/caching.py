@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 
 from metamusesd.config import Config
-from metamusesd.job import Answer, CacheNote, Result, Route, Timings, encode_result
+from metamusesd.job import Answer, Result, Timings, encode_result
 from metamusesd.queues.base import Claim, Settlement
+from metamusesd.route import CacheNote, Route
 
 MOST_CHARS = 4000  # no embedder's window is so wide: the vectors process need not be told of longer texts
 

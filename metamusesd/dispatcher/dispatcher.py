@@ -23,6 +23,7 @@ from metamusesd.board import Board
 from metamusesd.dispatcher.alone import Alone
 from metamusesd.dispatcher.caching import Rules
 from metamusesd.dispatcher.endings import Retries, conclude, refusal
+from metamusesd.dispatcher.escalation import Escalation
 from metamusesd.dispatcher.fleet import Fleet
 from metamusesd.dispatcher.identities import Identities
 from metamusesd.dispatcher.inquiry import Inquiry
@@ -33,13 +34,15 @@ from metamusesd.dispatcher.lookup import Lookup, Routing
 from metamusesd.dispatcher.outbox import Outbox
 from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.pump import Pump
-from metamusesd.dispatcher.router import TierView, route
+from metamusesd.dispatcher.router import RoutingRules, TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
+from metamusesd.dispatcher.scheduling import Scheduling
 from metamusesd.dispatcher.vectors_link import VectorsLink
 from metamusesd.errors import ContextOverflow, DeadlineUnmeetable, MetamusesdError, NoCapacity, QueueError, UnknownTier
-from metamusesd.job import encode_route, parse_request
+from metamusesd.job import parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Settlement, Verdict, Want
+from metamusesd.route import encode_route
 from metamusesd.wire import Finished, Refused, Token
 
 GIVE_BACK_S = 3.0  # at the end of a drain
@@ -52,6 +55,7 @@ class Dispatcher:
     def __init__(
         self, queue: Queue, board: Board, tiers: list[TierView], owner: str, log: Logger, *, lease_ms: int = 15_000,
         max_crashes: int = 3, retries: Retries | None = None, rules: Rules | None = None,
+        routing: RoutingRules = RoutingRules(),  # noqa: B008 (frozen)
         defaults: Mapping[str, Mapping[str, float]] | None = None, vectors_lost: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
         names = [tier.name for tier in tiers]
@@ -69,6 +73,8 @@ class Dispatcher:
         rules = rules or Rules()
         self.identities = Identities(self.outlook.hosts, defaults or {})
         self.vectors = VectorsLink(rules.budget_ms, vectors_lost or (lambda epoch: None), log)
+        self.scheduling = Scheduling(self.fleet, self.outlook, self.pump.may_wait, routing.margin)
+        self.escalation = Escalation(routing, self.outlook)
         self.lookup = Lookup(
             queue, rules, self.identities, self.vectors, self._forward, self._hit, self.pump.wake, self.ledger
         )
@@ -76,7 +82,7 @@ class Dispatcher:
         self.alone = Alone(self.fleet, lambda run, link: link.send(run))
         self.emptied = asyncio.Event()
         self.emptied.set()
-        self._queue = queue
+        self._queue, self._routing = queue, routing
         self._log, self._alone_after = log, max(1, max_crashes - 1)
         self._retries, self._draining = retries or Retries(), False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,7 +100,7 @@ class Dispatcher:
                 run.finish(Verdict.EXPIRED)
             elif claim.crashes >= self._alone_after:
                 self.alone.join(run)  # workers died under this job: the next crash shall be its own
-            elif (link := self.fleet.pick(run)) is not None:
+            elif (link := self.scheduling.place(run)) is not None:
                 link.send(run)
             else:
                 run.finish(Back("refused"))
@@ -106,7 +112,9 @@ class Dispatcher:
     async def settle(self, run: Run, end: End) -> None:
         """Write the end of a run, once; its lease is renewed until that is done."""
         try:
-            outcome = conclude(run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end))
+            outcome = self.escalation.again(run, end) or conclude(
+                run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end)
+            )
         except Exception as error:  # a bug of ours: without an end the job would run again and again
             outcome = refusal(run.claim, MetamusesdError(f"{type(error).__name__}: {error}"))
         outcome = self.keeping.prepare(run, outcome)
@@ -128,7 +136,7 @@ class Dispatcher:
         started_ns = time.monotonic_ns()
         try:
             request = parse_request(claim.body)
-            routing = route(request, self._large_enough(claim.id))
+            found = route(request, self._large_enough(claim.id), self._routing)
         except UnknownTier as error:
             if again:
                 self._refuse(claim, error)
@@ -139,25 +147,26 @@ class Dispatcher:
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
             self._refuse(claim, known)
             return
-        self.lookup.put(Routing(claim, request, routing, (time.monotonic_ns() - started_ns) / 1e6))
+        self.lookup.put(Routing(claim, request, found, (time.monotonic_ns() - started_ns) / 1e6))
 
     def _forward(self, job: Routing, flight: str) -> None:
         """Into the queues of its tiers; with a flight, behind an equal job that is under way, if there is one. What
         cannot be computed in time ends here."""
-        claim, tiers = job.claim, job.route.tiers
+        claim = job.claim
         if self._draining:  # nobody would forward it
             self.outbox.put(Requeue(claim.id, claim.token, "drain"))
             return
         try:
-            self.outlook.check(claim, job.request, tiers)
+            self.outlook.check(claim, job.request, job.route.tiers)
         except DeadlineUnmeetable as error:
             self._refuse(claim, error)
             return
         if len(self._route_ms) >= REMEMBERED_ROUTES:
             self._route_ms.clear()
         self._route_ms[claim.id] = job.route_ms
-        self.outlook.forwarded(claim, tiers, flight)
-        self.pump.forward(Routed(claim.id, claim.token, tiers, encode_route(job.route), flight))
+        found = self.scheduling.forward(claim, job.request, job.route)
+        self.outlook.forwarded(claim, found.queued, flight)
+        self.pump.forward(Routed(claim.id, claim.token, found.queued, encode_route(found), flight))
 
     def _hit(self, claim: Claim, end: Settlement) -> None:
         """A cache has the answer: that is the end, whatever the tiers are doing."""
@@ -271,7 +280,7 @@ class Dispatcher:
         if type(end) is not Finished or end.error is None or end.error.get("code") != ContextOverflow.code:
             return False
         request, contexts = parse_request(run.claim.body), self.fleet.contexts()
-        had = contexts.get(run.claim.queue, 0)
+        had = contexts.get(run.tier, 0)
         if request.tier or request.model or max(contexts.values(), default=0) <= had:
             return False
         if len(self._too_long) >= REMEMBERED_ROUTES:
@@ -297,6 +306,7 @@ class Dispatcher:
         run.finish(end)
         if type(end) is Finished:
             self.outlook.ran(run, end)
+            self.scheduling.ran(run, end)
         elif run.link is not None:
             run.idle_refusal = not run.link.runs and end.reason == NoCapacity.code
             self.fleet.refused(run.link, run.claim.priority)

@@ -21,8 +21,9 @@ import msgspec
 
 from metamusesd.dispatcher.run import Back, End, Lost, Run
 from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, NoCapacity, WorkerLost
-from metamusesd.job import Result, Route, Timings, Usage, decode_route, encode_result, parse_request
+from metamusesd.job import Result, Timings, Usage, encode_result, parse_request
 from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
+from metamusesd.route import Route, decode_route
 from metamusesd.wire import Finished, Refused
 
 MOST_KILLS = 10  # more than so many kills from outside are no accident: the job kills its own worker
@@ -133,7 +134,7 @@ def _settle(
         )
     timings, route, note = _timings(run, now_ns), _route(claim.route), None
     if route is not None:
-        route, note = msgspec.structs.replace(route, lookup=None), route.lookup
+        route, note = msgspec.structs.replace(route, lookup=None, placed=run.placed), route.lookup
         if note is not None and note.kind == "flight":  # whom it was to follow has ended before it came
             note = msgspec.structs.replace(note, kind="miss")
     result = Result(

@@ -11,16 +11,16 @@ import asyncio
 import hashlib
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from metamusesd.board import Board, rates
 from metamusesd.dispatcher.links import Hooks, Link
+from metamusesd.dispatcher.places import Option, Order, finish_s, place
 from metamusesd.dispatcher.run import Lost, Run
-from metamusesd.dispatcher.scheduler import NOTHING_REFUSED, pick, wants
-from metamusesd.errors import InvalidRequest
-from metamusesd.job import InferenceRequest, parse_request
+from metamusesd.dispatcher.scheduler import NOTHING_REFUSED, wants
+from metamusesd.job import InferenceRequest
 from metamusesd.log import Logger
 from metamusesd.queues.base import Want
 
@@ -28,7 +28,6 @@ LADDER_MS = 5000  # what the end of a hung worker may take: its stacks, SIGKILL
 EVIDENCE_S = 0.5  # how long after EOF the supervisor may take to say how the worker ended
 REFUSED_PAUSE_S = 1.0
 WARM_PREFIXES = 32
-GUESSED_MAX_TOKENS = 256
 
 
 class Fleet:
@@ -134,24 +133,24 @@ class Fleet:
             tier: max(link.hello.context for link in links if link.hello) for tier, links in self.ready.items() if links
         }
 
-    def pick(self, run: Run) -> Link | None:
-        """Stage 6. None: no worker of its tier has room."""
-        links = self.ready.get(run.claim.queue, [])
-        if len(links) == 1:
-            return links[0] if links[0].load.room(run.claim.priority) else None
-        try:
-            request = parse_request(run.claim.body)
-        except InvalidRequest:
-            request = None
-        key = prefix_digest(request) if request else b""
-        most = request.params.max_tokens if request else None
-        warm = [place for place, link in enumerate(links) if key and key in self._warm.get(link.worker, ())]
-        loads = [link.load for link in links]
-        place = pick(loads, run.claim.priority, run.prompt_estimate, most or GUESSED_MAX_TOKENS, warm)
-        if place is None:
+    def place(self, run: Run, tiers: Sequence[str], order: Order, key: bytes) -> Link | None:
+        """Stage 6: the worker of these tiers that gets the run. None: none has room. `key`: see prefix_digest."""
+        links = [link for tier in tiers for link in self.ready.get(tier, ())]
+        placed = place([self._option(link, key) for link in links], order)
+        if placed is None:
             return None
-        self._remember(links[place].worker, key)
-        return links[place]
+        link = links[placed[0]]
+        run.placed = placed[1]
+        self._remember(link.worker, key)
+        return link
+
+    def run_s(self, tier: str, order: Order, key: bytes) -> float | None:
+        """How long such a job would take in this tier once it is there; None: no worker of this host serves it."""
+        options = [self._option(link, key) for link in self.ready.get(tier, ())]
+        return min((finish_s(option, order) for option in options), default=None)
+
+    def _option(self, link: Link, key: bytes) -> Option:
+        return Option(link.worker, link.tier, link.load, bool(key) and key in self._warm.get(link.worker, ()))
 
     def freed(self, link: Link) -> None:
         """This worker may have room again."""

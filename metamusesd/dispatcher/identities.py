@@ -17,7 +17,7 @@ from metamusesd.wire import DATED, Hello
 
 
 class Identities:
-    """`defaults`: by tier, the parameters that its model takes where a request names none."""
+    """`defaults`: by model, the parameters that it takes where a request names none."""
 
     def __init__(self, hosts: Hosts, defaults: Mapping[str, Mapping[str, float]]) -> None:
         self._hosts, self._defaults = hosts, defaults
@@ -33,7 +33,7 @@ class Identities:
 
     def of_worker(self, hello: Hello) -> str:
         """Whose answers its answers are. Where the model is told the date, they are today's."""
-        defaults = self._defaults.get(hello.tier, {})
+        defaults = self._defaults.get(hello.model, {})
         today = time.strftime("%Y-%m-%d", time.gmtime()) if hello.template_digest.startswith(DATED) else ""
         return identity(hello.digest, hello.template_digest + today, hello.engine, **defaults)
 
@@ -56,9 +56,8 @@ class Identities:
 
 
 def defaults_of(config: Config) -> dict[str, dict[str, float]]:
-    """By tier: what a request without parameters gets."""
-    models = {name: config.models[tier.model] for name, tier in config.enabled_tiers().items()}
+    """By model: what a request without parameters gets."""
     return {
-        tier: {"temperature": model.temperature, "top_p": model.top_p, "max_tokens": model.max_tokens}
-        for tier, model in models.items()
+        name: {"temperature": model.temperature, "top_p": model.top_p, "max_tokens": model.max_tokens}
+        for name, model in config.models.items()
     }

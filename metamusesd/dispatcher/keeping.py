@@ -16,9 +16,10 @@ from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.run import Run
 from metamusesd.dispatcher.vectors_link import VectorsLink
 from metamusesd.errors import InvalidRequest
-from metamusesd.job import Answer, Result, Route, decode_result, decode_route, encode_answer, parse_request
+from metamusesd.job import Answer, Result, decode_result, encode_answer, parse_request
 from metamusesd.queues.answers import Kept
 from metamusesd.queues.base import Requeue, Settlement, Verdict
+from metamusesd.route import Route, decode_route
 from metamusesd.wire import Keep, Withdraw
 
 

@@ -71,7 +71,7 @@ class Ledger:
     def token(self, run: Run, now_ns: int) -> None:
         """One step's text."""
         if run.token_ns:
-            self._page.observe("inter_token_latency_seconds", run.claim.queue, (now_ns - run.token_ns) / 1e9)
+            self._page.observe("inter_token_latency_seconds", run.tier, (now_ns - run.token_ns) / 1e9)
         run.token_ns = now_ns
 
     def ended(self, run: Run, end: End, outcome: Settlement | Requeue | None, verdict: Verdict) -> None:
@@ -92,7 +92,7 @@ class Ledger:
 
     def _settled(self, run: Run, end: End, outcome: Settlement) -> None:
         self.settled += 1
-        page, tier = self._page, run.claim.queue
+        page, tier = self._page, run.tier
         label = f"{tier}/{_CLASSES[run.claim.priority]}"
         queued_s, ran_s = run.queued_ms / 1000, (time.monotonic_ns() - run.claimed_ns) / 1e9
         page.count("requests_total", outcome.state)

@@ -26,9 +26,10 @@ from metamusesd.dispatcher.identities import Identities
 from metamusesd.dispatcher.ledger import Ledger
 from metamusesd.dispatcher.vectors_link import VectorsLink
 from metamusesd.errors import QueueError
-from metamusesd.job import Answer, CacheNote, InferenceRequest, Route, decode_answer
+from metamusesd.job import Answer, InferenceRequest, decode_answer
 from metamusesd.queues.answers import Recall, Recalled
 from metamusesd.queues.base import Claim, Queue, Settlement
+from metamusesd.route import CacheNote, Route
 from metamusesd.wire import Found, Look
 
 PROMISE_MS = 600_000  # a promise that nobody withdrew is forgotten then

@@ -30,7 +30,7 @@ class Outlook:
         self.forecast = Forecast([tier.name for tier in tiers])
         self.arrived = asyncio.Event()
         self.newcomer = ""  # a job that was routed a moment ago and waits
-        self._models = {tier.name: tier.model for tier in tiers}
+        self._models = {tier.name: ",".join(each.model for each in tiers if each.name == tier.name) for tier in tiers}
         self._flights: set[str] = set()  # forwarded since the last survey
         self._pressed: set[str] = set()  # tiers in which somebody waited since the last survey
         self._waiting: dict[str, list[int]] = {}  # by tier and class: the last survey, and what has passed since
@@ -67,11 +67,7 @@ class Outlook:
 
     def ran(self, run: Run, end: Finished) -> None:
         """An answer is complete."""
-        if (
-            end.error is None
-            and end.reason in ("stop", "length")
-            and (tier := self.forecast.tiers.get(run.claim.queue))
-        ):
+        if end.error is None and end.reason in ("stop", "length") and (tier := self.forecast.tiers.get(run.tier)):
             tier.runs.append(((time.monotonic_ns() - run.claimed_ns) / 1e9, end.completion_tokens))
 
     def surveyed(self, depths: Sequence[Depth], hosts: Sequence[Host]) -> None:
@@ -101,21 +97,32 @@ class Outlook:
             self.forecast.watch(id, position.queue, raw, now_s)
             self.forecast.waits(id, now_s)
 
-    def check(self, claim: Claim, request: InferenceRequest, tiers: Sequence[str]) -> None:
-        """Raises DeadlineUnmeetable when none of these tiers can finish it in time. In doubt it may try."""
+    def wait_s(self, tier: str, priority: int) -> float | None:
+        """How long a job of this class that is forwarded now will usually wait there. None: nobody has measured it."""
+        services, ahead = self.hosts.services(tier), self.ahead(tier, priority)
+        if ahead < sum(service.free for service in services):
+            return 0.0
+        raw = raw_s(ahead, services)
+        factors = [service.factor_p50 for service in services if service.start_hz > 0]
+        return None if raw is None else raw * (max(factors) if factors else 1.0)
+
+    def check(self, claim: Claim, request: InferenceRequest, tiers: Sequence[str], passed_s: float = 0.0) -> None:
+        """Raises DeadlineUnmeetable when none of these tiers can finish it in time. In doubt it may try. `passed_s`:
+        since its claim."""
         if not claim.deadline_ms:
             return
         known = [self.forecast.tiers[tier] for tier in tiers if tier in self.forecast.tiers]
         if len(known) < len(tiers):
             return  # another host may be quick: it alone knows how long runs take there
-        raws = [raw_s(self._ahead(tier, claim.priority), self.hosts.services(tier)) for tier in tiers]
-        left_s = (claim.deadline_ms - claim.claimed_ms) / 1000
+        raws = [raw_s(self.ahead(tier, claim.priority), self.hosts.services(tier)) for tier in tiers]
+        left_s = (claim.deadline_ms - claim.claimed_ms) / 1000 - passed_s
         most_tokens = request.params.max_tokens
         error = too_late(left_s, most_tokens, list(zip(raws, known, strict=True)), claim)
         if error is not None:
             raise error
 
-    def _ahead(self, tier: str, priority: int) -> int:
+    def ahead(self, tier: str, priority: int) -> int:
+        """How many jobs of this class and of higher ones wait there, as far as was heard."""
         return sum(self._waiting.get(tier, ())[priority:])
 
     def _count(self, tier: str, priority: int, by: int) -> None:

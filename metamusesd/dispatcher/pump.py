@@ -74,6 +74,10 @@ class Pump:
         if tier in self._waiting:
             self._woken.set()
 
+    def may_wait(self, tier: str) -> bool:
+        """Jobs may wait for a place in this tier. Of tiers of other hosts nothing is known here: they may."""
+        return tier in self._waiting or tier not in self._freed
+
     def forward(self, routed: Routed) -> None:
         """An analysed job: into its tiers' queues with the next call. Outside of `take`, `wake` must follow."""
         self._routed.append(routed)

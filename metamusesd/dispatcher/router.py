@@ -1,38 +1,30 @@
-"""Stage 3 · dispatcher · name the domain, the complexity and the acceptable tiers of a request. Pure.
+"""Stage 3 · dispatcher · from what a prompt asks for to the tiers that may serve it, best first. Pure.
 
-Forced `tier` or `model` first; else by length and by the words that the original service knew. A tier that is not
-enabled falls through to the next heavier one, else to the heaviest that is there, and the route's reason says so.
+    the request names a tier, or a model ──► that
+    analysis: a specialist's domain      ──► that specialist, then the heaviest general tier
+              general, by level          ──► fast, medium or heavy, then by policy
+
+    policy      besides the tier that is wanted
+    strict      nobody
+    prefer      heavier ones, while the wanted one has no worker at all
+    upgrade_ok  heavier ones, when a job would be finished sooner there (spread.py decides that)
+    degrade_ok  heavier and lighter ones, likewise
+
+A tier that is not enabled falls through, whatever the policy: by [routing] fallback, else to the next heavier one, else
+to the heaviest that is there; the route's reason says so. In doubt about the domain, one tier up.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from metamusesd.errors import UnknownTier
-from metamusesd.job import InferenceRequest, Route
+from metamusesd.config import Config
+from metamusesd.errors import InvalidRequest, UnknownTier
+from metamusesd.job import InferenceRequest
+from metamusesd.route import Route
+from metamusesd.routing.analysis import LEVELS, Analysis, analyse
 from metamusesd.tiers import GENERAL_TIERS
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_WORD = re.compile(r"[a-z0-9+#']+")
-_CODE_SURE = _words("python javascript typescript rust golang java c++ c# sql regex refactor debug compile traceback")
-_CODE_VERBS = _words("write implement code create fix optimize build")
-_CODE_NOUNS = _words("function script program class array algorithm code bug api query loop method module")
-_MATH = _words("integral derivative equation solve calculate theorem proof matrix probability algebra polynomial")
-_REASONING = _words("deduce riddle puzzle syllogism paradox infer")
-_COMPLEX = _words(
-    "explain philosophical implications analyze analyse compare contrast evaluate essay comprehensive detailed critique"
-    " argue consequences synthesize"
-)
-_MEDIUM = _words("why how describe summarize summarise list plan suggest improve translate rewrite")
-_SCAN_CHARS = 4000  # the beginning of a query says enough
-LONG_CHARS = 600
-MEDIUM_SCORE, COMPLEX_SCORE = 0.35, 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,66 +35,125 @@ class TierView:
     model: str
 
 
-def route(request: InferenceRequest, tiers: Sequence[TierView]) -> Route:
-    """The tiers that may serve the request, best first. Raises UnknownTier when a forced one is not enabled."""
+@dataclass(frozen=True, slots=True)
+class TenantRules:
+    """What holds for one tenant. `tiers`: those that its jobs may use; none: all."""
+
+    tiers: frozenset[str] = frozenset()
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRules:
+    """The part of the configuration that the router needs."""
+
+    policy: str = "upgrade_ok"
+    fallback: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tenants: Mapping[str, TenantRules] = field(default_factory=dict)
+    margin: float = 0.2  # how much sooner another tier must be finished
+    escalate: bool = False
+    escalate_logprob: float = 0.0
+
+
+NO_TENANT_RULES = TenantRules()
+
+
+def routing_rules_of(config: Config) -> RoutingRules:
+    """From [routing] and [tenants]."""
+    return RoutingRules(
+        config.routing.policy,
+        {tier: tuple(others) for tier, others in config.routing.fallback.items()},
+        {name: TenantRules(frozenset(tenant.tiers), tenant.policy) for name, tenant in config.tenants.items()},
+        config.routing.margin,
+        config.routing.escalate,
+        config.routing.escalate_logprob,
+    )
+
+
+def route(request: InferenceRequest, tiers: Sequence[TierView], rules: RoutingRules = RoutingRules()) -> Route:
+    """The tiers that may serve the request, best first. Raises UnknownTier when a forced one is not enabled, and
+    InvalidRequest when the tenant may not use it."""
+    tenant = rules.tenants.get(request.tenant, NO_TENANT_RULES)
+    policy = request.tier_policy or tenant.policy or rules.policy
     names = tuple(dict.fromkeys(tier.name for tier in tiers))
+    allowed = tuple(name for name in names if not tenant.tiers or name in tenant.tiers)
     if request.tier is not None:
-        return _forced_tier(request.tier.lower(), names)
+        return _forced_tier(request.tier.lower(), names, allowed, request.tenant)
     if request.model is not None:
-        return _forced_model(request.model, tiers)
-    query = _query(request)
-    domain, score = analyse(query)
-    complexity = "complex" if score >= COMPLEX_SCORE else "medium" if score >= MEDIUM_SCORE else "simple"
-    wanted = domain if domain != "general" else GENERAL_TIERS[("simple", "medium", "complex").index(complexity)]
-    accepted, note = _accept(wanted, names)
-    reason = f"{domain}, {complexity}{note}"
-    return Route(tiers=accepted, domain=domain, complexity=complexity, score=round(score, 2), reason=reason)
+        return _forced_model(request.model, [tier for tier in tiers if tier.name in allowed])
+    if not allowed:
+        raise UnknownTier("tenant", f"no tier that {request.tenant!r} may use is enabled", "see [tenants]")
+    found = analyse(query_of(request))
+    wanted, doubt = _wanted(found)
+    accepted, note = _accept(wanted, allowed, policy, rules.fallback)
+    return Route(
+        tiers=accepted, domain=found.domain, complexity=found.level, score=found.score, confidence=found.confidence,
+        features=found.features, reason=f"{found.domain}, {found.level}{doubt}{note}", requested_tier=wanted,
+        policy=policy,
+    )  # fmt: skip
 
 
-def analyse(query: str) -> tuple[str, float]:
-    """(domain, complexity from 0 to 1) of a query."""
-    words = _WORD.findall(query[:_SCAN_CHARS].lower())
-    known = set(words)
-    score = min(0.4, len(query) / LONG_CHARS * 0.4)
-    score += min(0.8, 0.35 * len(known & _COMPLEX)) + (0.15 if known & _MEDIUM and len(words) > 6 else 0.0)
-    if known & _CODE_SURE or (known & _CODE_VERBS and known & _CODE_NOUNS):
-        return "code", min(1.0, score + 0.35)
-    if known & _MATH:
-        return "math", min(1.0, score + 0.35)
-    if known & _REASONING:
-        return "reasoning", min(1.0, score + 0.35)
-    return "general", min(1.0, score)
+def query_of(request: InferenceRequest) -> str:
+    """The text that is analysed: the user's last words."""
+    if request.messages is None:
+        return request.user_query or ""
+    return next((message.content for message in reversed(request.messages) if message.role == "user"), "")
 
 
-def _forced_tier(tier: str, names: tuple[str, ...]) -> Route:
+def _wanted(found: Analysis) -> tuple[str, str]:
+    """(the tier that such a prompt wants, what the reason has to add)."""
+    if found.domain != "general":
+        return found.domain, ""
+    level = LEVELS.index(found.level)
+    if not found.sure and level == 0:
+        return GENERAL_TIERS[1], "; unsure of the domain: one tier up"
+    return GENERAL_TIERS[level], ""
+
+
+def _forced_tier(tier: str, names: tuple[str, ...], allowed: tuple[str, ...], tenant: str) -> Route:
     if tier not in names:
         raise UnknownTier("tier", f"{tier} is not enabled here", f"use one of {', '.join(names)}")
-    return Route(tiers=(tier,), reason="the request names the tier", requested_tier=tier)
+    if tier not in allowed:
+        raise InvalidRequest("tier", f"tenant {tenant!r} may not use {tier}", f"use one of {', '.join(allowed)}")
+    return Route(tiers=(tier,), reason="the request names the tier", requested_tier=tier, policy="strict")
 
 
 def _forced_model(model: str, tiers: Sequence[TierView]) -> Route:
     others = {tier.name for tier in tiers if tier.model != model}  # any host may take a job of its tier
-    accepted = tuple(tier.name for tier in tiers if tier.model == model and tier.name not in others)
+    accepted = tuple(dict.fromkeys(tier.name for tier in tiers if tier.model == model and tier.name not in others))
     if not accepted:
         known = ", ".join(sorted({tier.model for tier in tiers}))
-        raise UnknownTier("model", f"no enabled tier serves {model!r}", f"use one of {known}")
-    return Route(tiers=accepted, reason="the request names the model")
+        raise UnknownTier("model", f"no enabled tier serves {model!r} alone", f"use one of {known}")
+    return Route(tiers=accepted, reason="the request names the model", requested_tier=accepted[0])
 
 
-def _accept(wanted: str, names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """The wanted tier and the next heavier one; (tiers, what the reason has to add)."""
-    general = [tier for tier in GENERAL_TIERS if tier in names]
-    if wanted not in GENERAL_TIERS:
-        if wanted in names:
-            return (wanted, *general[-1:]), ""
-        return (general[-1:] and tuple(general[-1:])) or names[-1:], f"; {wanted} is not enabled"
-    place = GENERAL_TIERS.index(wanted)
-    heavier = tuple(tier for tier in general if GENERAL_TIERS.index(tier) >= place)[:2]
-    note = "" if wanted in names else f"; {wanted} is not enabled"
-    return heavier or tuple(general[-1:]) or names[-1:], note
+def _accept(
+    wanted: str, names: tuple[str, ...], policy: str, fallback: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[str, ...], str]:
+    """(the tiers, what the reason has to add)."""
+    order = _order(wanted, names, policy, fallback.get(wanted))
+    note = "" if order[0] == wanted else f"; {wanted} is not enabled{_instead(wanted, order[0])}"
+    return (order[:1] if policy == "strict" else order), note
 
 
-def _query(request: InferenceRequest) -> str:
-    if request.messages is None:
-        return request.user_query or ""
-    return next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+def _instead(wanted: str, served: str) -> str:
+    return f", the heaviest tier {served} serves it" if wanted not in GENERAL_TIERS and served in GENERAL_TIERS else ""
+
+
+def _order(wanted: str, names: tuple[str, ...], policy: str, fallback: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The wanted tier if it is there, then who may stand in for it; never empty."""
+    own = (wanted,) if wanted in names else ()
+    general = [tier for tier in GENERAL_TIERS if tier in names and tier != wanted]
+    if fallback is not None:
+        others = [tier for tier in fallback if tier in names and tier != wanted]
+    elif wanted in GENERAL_TIERS:
+        place = GENERAL_TIERS.index(wanted)
+        others = [tier for tier in general if GENERAL_TIERS.index(tier) > place]
+        lighter = [tier for tier in reversed(general) if GENERAL_TIERS.index(tier) < place]
+        if policy == "degrade_ok" or not (own or others):
+            others += lighter if policy == "degrade_ok" else lighter[:1]
+    else:
+        others = general[-1:]
+        if policy == "degrade_ok":
+            others += reversed(general[:-1])
+    return own + tuple(others) or names[-1:]

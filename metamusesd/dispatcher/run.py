@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metamusesd.queues.base import Claim, Verdict
+from metamusesd.route import Placed
 from metamusesd.wire import Finished, Keep, Refused, Token, Withdraw
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Run:
 
     __slots__ = (
         "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "frame", "handle", "idle_refusal",
-        "link", "logprobs", "neighbours", "news", "over", "parts", "prompt_estimate", "route_ms", "token_ns", "tokens",
+        "link", "logprobs", "neighbours", "news", "over", "parts", "placed", "prompt_estimate", "route_ms", "token_ns",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -64,6 +66,7 @@ class Run:
         self.neighbours = 0  # how many were there with it when the worker died
         self.idle_refusal = False  # refused by a worker that had nothing else: waiting will not help
         self.news: Keep | Withdraw | None = None  # for the semantic cache, once its end is written
+        self.placed: Placed | None = None  # which worker got it, and why
         self.over = False  # its end is written; nothing more is to be said about it
 
     def __repr__(self) -> str:
@@ -86,9 +89,19 @@ class Run:
         return offset
 
     @property
+    def tier(self) -> str:
+        """That serves it; before it was sent, the one that it was claimed from."""
+        return self.link.tier if self.link is not None else self.claim.queue
+
+    @property
     def content(self) -> str:
         """All the text so far."""
         return "".join(self.parts)
+
+    @property
+    def held_s(self) -> float:
+        """Since its claim."""
+        return (time.monotonic_ns() - self.claimed_ns) / 1e9
 
     @property
     def queued_ms(self) -> int:

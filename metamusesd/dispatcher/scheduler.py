@@ -1,4 +1,4 @@
-"""Stage 6 · dispatcher · which worker takes a job, and how many jobs of which class the workers could take. Pure.
+"""Stage 6 · dispatcher · how many jobs of which class the workers could take, and when one would be finished. Pure.
 
 A worker has room for a job of class c while fewer than `slots` of its jobs are of class c or higher, and fewer than
 slots + reserve_slots in all: a critical job gets in over a batch full of low ones, which then yield their steps to it.
@@ -7,7 +7,7 @@ An aged job yields to nobody, and so counts as one of the highest class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metamusesd.job import Priority
@@ -52,34 +52,38 @@ def wants(tiers: Mapping[str, Sequence[WorkerLoad]]) -> list[Want]:
     found = []
     for tier, loads in tiers.items():
         asked = 0
-        for floor in range(CLASSES):
-            count = sum(load.room(floor) for load in loads) - asked
-            if count > 0:
-                found.append(Want(tier, count, floor))
-                asked += count
+        for floor, room in enumerate(_rooms(loads)):
+            if room > asked:
+                found.append(Want(tier, room - asked, floor))
+                asked = room
     return found
 
 
-def pick(
-    loads: Sequence[WorkerLoad], priority: int, prompt_tokens: int, max_tokens: int, warm: Iterable[int] = ()
-) -> int | None:
-    """The index of the worker with the earliest predicted finish, or None when none has room.
+def _rooms(loads: Sequence[WorkerLoad]) -> list[int]:
+    """By class: the sum of `room`. One pass: this is asked at every claim."""
+    rooms = [0] * CLASSES
+    for load in loads:
+        if load.closed:
+            continue
+        rivals = sum(load.by_class)
+        whole = load.slots + load.reserve_slots - rivals
+        for priority in range(CLASSES):
+            if whole <= 0:
+                break
+            if priority > load.refused and load.slots > rivals:
+                rooms[priority] += min(load.slots - rivals, whole)
+            rivals -= load.by_class[priority]
+    return rooms
 
-    `warm`: indices of workers that already hold the beginning of the prompt.
-    """
-    best, best_s = None, 0.0
-    for index, load in enumerate(loads):
-        if load.room(priority) > 0:
-            own_tokens = prompt_tokens * WARM_SHARE if index in warm else prompt_tokens
-            finish_s = predict_s(load, priority, own_tokens, max_tokens)
-            if best is None or finish_s < best_s:
-                best, best_s = index, finish_s
-    return best
+
+def own_tokens(prompt_tokens: int, warm: bool) -> float:
+    """What of a prompt a worker would have to compute. `warm`: it holds the beginning of it already."""
+    return prompt_tokens * WARM_SHARE if warm else prompt_tokens
 
 
-def predict_s(load: WorkerLoad, priority: int, prompt_tokens: float, max_tokens: int) -> float:
+def predict_s(load: WorkerLoad, priority: int, prompt_tokens: float, answer_tokens: float) -> float:
     """When such a job would be finished there. Jobs of lower classes yield to it and are not counted as neighbours."""
     prefill_rate = max(load.prefill_rate or GUESSED_PREFILL_RATE, SLOWEST_RATE)
     neighbours = sum(load.by_class[priority:])
     rate = max(load.decode_rate or GUESSED_DECODE_RATE, SLOWEST_RATE) / (neighbours + 1)
-    return (load.prompt_tokens + prompt_tokens) / prefill_rate + max_tokens / rate
+    return (load.prompt_tokens + prompt_tokens) / prefill_rate + answer_tokens / rate

@@ -11,8 +11,8 @@ a call with an old token changes nothing and gets the verdict `lost`. All calls 
 after a lost reply, gets the same answer. All times are milliseconds of the Redis server's clock, all durations
 say their unit.
 
-Every method raises QueueUnavailable when Redis cannot be asked, QueueFault when a script stumbled over a key that
-somebody else wrote, QueueRefused when Redis must be configured differently; nothing else of the vendor's escapes.
+Every method raises QueueUnavailable when Redis cannot be asked, QueueFault when a script stumbled over a foreign key,
+QueueRefused when Redis must be configured differently; nothing else of the vendor's escapes.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ NO_CLASS_LIMITS = (ClassLimits(), ClassLimits(), ClassLimits(), ClassLimits())
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds and lifetimes, kept inside the scripts. Counts are jobs that are not terminal.
-
-    A daemon publishes its limits with `configure`; every producer, in any language, is held to those.
-    """
+    """Bounds and lifetimes, kept inside the scripts. Counts are jobs that are not terminal. A daemon publishes its
+    limits with `configure`; every producer, in any language, is held to those."""
 
     max_jobs: int = 100_000
     max_bytes: int = 1 << 30  # of live job bodies
@@ -106,7 +104,7 @@ class Receipt:
 
 
 def receipt(kind: str, id: str, detail: str, retry_after_ms: str) -> Receipt | QueueFull | IdConflict:
-    """The answer to one submission, from the four words of lua/submit.lua: new, duplicate, full or conflict."""
+    """The answer to one submission, from the four words of lua/submit.lua."""
     if kind == "full":
         return QueueFull(
             f"The queue is full: the bound on {detail} is reached.", retry_after_s=int(retry_after_ms) / 1000,
@@ -172,20 +170,21 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The end of a job. `result` is job.encode_result of a Result whose state is `state`."""
+    """The end of a job. `result` is job.encode_result of a Result whose state is `state`. `answer` is kept if this call
+    ends the job as done; `replay`: the text of an answer from a cache, for the readers of the stream."""
 
     id: str
     token: str
     state: str
     result: bytes
-    answer: Kept | None = None  # kept if this call ends the job as done
-    replay: str = ""  # the text of an answer from a cache, for the readers of the stream
+    answer: Kept | None = None
+    replay: str = ""
     replay_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """A job given back to its queues, with its old score. `fault` says what that costs it."""
+    """A job given back to its queues, with its old score. `fault`: what that costs it. `tiers`, `route`: to others."""
 
     id: str
     token: str
@@ -194,11 +193,13 @@ class Requeue:
     delay_ms: int = 0
     reroute: bool = False  # back to ingress instead of ready
     evidence: bytes = b""  # of a crash: one JSON object, kept with the job for `metamusesd dead show`
+    tiers: tuple[str, ...] = ()
+    route: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A lease that was seen expired; it is reaped only when seen again with the same end."""
+    """A lease that was seen expired; it is reaped when seen again with the same end."""
 
     id: str
     lease_end_ms: int
@@ -245,17 +246,16 @@ class Position:
     state: str
     queue: str = ""  # where it will be served soonest; INGRESS while it is not routed; empty when it waits nowhere
     ahead: int = 0  # jobs that go first there
-    start_p50_ms: int | None = None  # from now; None: nobody has measured that tier yet
+    start_p50_ms: int | None = None  # from now; None: not measured yet
     start_p90_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """One entry of a job's event stream or of a mailbox.
+    """One entry of a job's event stream or of a mailbox. kind: queued, started, token, restarted, or terminal.
 
-    kind: queued, started, token, restarted, done, failed, cancelled, expired, dead. `queued` carries the position as
-    JSON {queue, ahead, start_p50_ms, start_p90_ms} in `data`, a terminal kind the result. `offset` and `attempt` as in
-    Append: a reader that sees `restarted` starts again from offset 0.
+    `queued` carries the position as JSON {queue, ahead, start_p50_ms, start_p90_ms} in `data`, a terminal kind the
+    result, `restarted` the reason: its reader starts again from offset 0. `offset` and `attempt` as in Append.
     """
 
     cursor: str  # the stream entry's id: read on after it
@@ -270,7 +270,7 @@ class JobEvent:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many jobs wait in one queue, by class (index = priority), and since when its oldest head has waited."""
+    """How many jobs wait in one queue, by class (index = priority), and how old its oldest head is."""
 
     queue: str
     by_class: tuple[int, int, int, int]
@@ -353,8 +353,7 @@ class Queue(Answers, Protocol):
         """The quarantined jobs, newest first."""
 
     async def revive(self, id: str) -> str:
-        """Give a dead job another life, with no crashes: back into its queues. Its state then, `gone`, or what it is
-        instead of dead (nothing was changed)."""
+        """Give a dead job another life, without crashes. Its state then, `gone`, or what it is instead of dead."""
 
     async def drop(self, id: str) -> str:
         """Forget a dead job. `dropped`, `gone`, or what it is instead of dead."""
@@ -365,8 +364,8 @@ class Queue(Answers, Protocol):
     # the dispatcher
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
-        """Block until a marker of one of `queues` says that there may be work. A hint: claim whatever it returns.
-        With `cancels(owner)` among them also when a job that this owner runs was cancelled."""
+        """Block until a marker of one of `queues` says that there may be work. A hint: claim whatever it returns. With
+        `cancels(owner)` also when a job that this owner runs was cancelled."""
 
     async def claim(
         self, owner: str, nonce: str, wants: Sequence[Want], routed: Sequence[Routed] = (), *, lease_ms: int

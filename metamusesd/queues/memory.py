@@ -289,6 +289,8 @@ class MemoryQueue(MemoryViews, MemoryAnswers):
             return Verdict.OK
         burnt = back.fault != Fault.NONE
         job.attempt += burnt
+        if back.tiers and not back.reroute:
+            job.tiers, job.route = back.tiers, back.route
         job.tiers = () if back.reroute else job.tiers
         self._store.give_back(job, back.reason, back.delay_ms, burnt)
         return Verdict.OK

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from metamusesd.job import CacheNote, Result, Timings, decode_result, decode_route, encode_result
+from metamusesd.job import Result, Timings, decode_result, encode_result
 from metamusesd.queues.base import CLASS_STRIDE
 from metamusesd.queues.memory_store import Job, Store
+from metamusesd.route import CacheNote, decode_route
 
 MOST_FOLLOWERS = 256
 LEADING = ("queued", "ready", "running")

@@ -250,7 +250,8 @@ def _pack_recall(ask: Recall) -> Sequence[Argument]:
 
 
 def _pack_requeue(job: Requeue) -> Sequence[Argument]:
-    return job.id, job.token, job.reason, str(job.fault), job.delay_ms, int(job.reroute), job.evidence
+    what = (job.id, job.token, job.reason, str(job.fault), job.delay_ms, int(job.reroute), job.evidence)
+    return *what, " ".join(job.tiers), job.route
 
 
 def _pack_service(service: Service) -> Sequence[Argument]:

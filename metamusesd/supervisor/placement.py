@@ -112,7 +112,12 @@ class _Pool:
 
 def _demand(name: str, tier: Tier, config: Config, model_bytes: Mapping[str, int], pool: _Pool) -> Demand:
     model = config.models[tier.model]
-    group, reason = _group(tier, model, model_bytes.get(tier.model, 0))
+    group, reason = _group(tier, model, max(model_bytes.get(each, 0) for each in tier.models))
+    least = len(tier.models)
+    if isinstance(tier.workers, int) and tier.workers < least:
+        raise ConfigError(
+            f"tiers.{name}.workers: {tier.workers} for {least} models; each needs one: set workers = {least} or more"
+        )
     if tier.gpus and isinstance(tier.workers, int) and tier.workers > len(tier.gpus):
         raise ConfigError(
             f"tiers.{name}.workers: {tier.workers} workers on {len(tier.gpus)} GPUs; a GPU serves one worker, "
@@ -123,8 +128,8 @@ def _demand(name: str, tier: Tier, config: Config, model_bytes: Mapping[str, int
     if tier.gpus:
         return Demand(name, tier, model, group, len(tier.gpus), False, reason)
     if group == 0:
-        return Demand(name, tier, model, 0, max(1, len(pool.physical)), False, reason)
-    return Demand(name, tier, model, group, 1, True, reason)
+        return Demand(name, tier, model, 0, max(least, len(pool.physical)), False, reason)
+    return Demand(name, tier, model, group, least, True, reason)
 
 
 def _group(tier: Tier, model: Model, size: int) -> tuple[int, str]:
@@ -211,7 +216,13 @@ def _specs(demand: Demand) -> list[WorkerSpec]:
     gpus: list[tuple[str, ...]] = [(str(gpu),) for gpu in tier.gpus] or [()] * count
     return [
         WorkerSpec(
-            f"{demand.name}-{index}", demand.name, tier.model, given, gpus[index], slots[index], tier.reserve_slots
+            f"{demand.name}-{index}",
+            demand.name,
+            tier.models[index % len(tier.models)],
+            given,
+            gpus[index],
+            slots[index],
+            tier.reserve_slots,
         )
         for index, given in enumerate(demand.given)
     ]

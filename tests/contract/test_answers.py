@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from metamusesd.job import CacheNote, Result, encode_result
+from metamusesd.job import Result, encode_result
 from metamusesd.queues.answers import AnswerLimits, Complaint, Kept, Recall, Recalled
 from metamusesd.queues.base import Limits, Queue, Settlement
+from metamusesd.route import CacheNote
 from tests.contract.bench import LOST, OK, Bench
 
 LABELS = b'{"tenant":"t1","muse":"7","model":"sha256:x","tags":"red blue"}'

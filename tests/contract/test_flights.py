@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from metamusesd.job import CacheNote, Result, Route, decode_result, encode_result, encode_route
+from metamusesd.job import Result, decode_result, encode_result
 from metamusesd.queues.base import (
     INGRESS,
     Append,
@@ -21,6 +21,7 @@ from metamusesd.queues.base import (
     Settlement,
     Verdict,
 )
+from metamusesd.route import CacheNote, Route, encode_route
 from tests.contract.bench import CANCELLED, OK, Bench, until
 
 FLIGHT = "0f" * 16

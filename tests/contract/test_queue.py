@@ -492,6 +492,22 @@ async def test_delayed(bench: Bench) -> None:
     assert [(claim.id, claim.attempt) for claim in await bench.claim("fast")] == [("a", 2)]
 
 
+async def test_to_other_tiers(bench: Bench) -> None:
+    """A job is given back to other queues than before, with a new route; its readers start again, nothing is burnt."""
+    job = await bench.run("a")
+    await bench.queue.append([Append("a", job.token, 0, "text", 1)])
+    back = Requeue("a", job.token, "escalated", tiers=("medium", "heavy"), route=b'{"tiers":["medium","heavy"]}')
+    assert await bench.queue.requeue([back]) == [OK]
+    assert await bench.queue.requeue([back]) == [OK]
+    assert await bench.claim("fast") == []
+    (again,) = await bench.claim("heavy")
+    assert (again.id, again.attempt, again.route) == ("a", 1, b'{"tiers":["medium","heavy"]}')
+    assert await bench.claim("medium") == []
+    kinds = [(event.kind, event.data) for event in await bench.queue.events("a")]
+    assert kinds[-2:] == [("restarted", b"escalated"), ("started", b"")]
+    assert await bench.queue.append([Append("a", again.token, 0, "new", 1)]) == [OK]
+
+
 async def test_reroute(bench: Bench) -> None:
     """A job can be given back to ingress, to be routed anew."""
     job = await bench.run()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metamusesd.errors import MetamusesdError
-from metamusesd.job import CacheNote, Result, Route, Timings, decode_result, encode_result, encode_route
+from metamusesd.job import Result, Timings, decode_result, encode_result
 from metamusesd.queues.answers import Kept, Recall
 from metamusesd.queues.base import (
     INGRESS,
@@ -33,6 +33,7 @@ from metamusesd.queues.base import (
 )
 from metamusesd.queues.memory import MemoryQueue
 from metamusesd.queues.redis_queue import RedisQueue
+from metamusesd.route import CacheNote, Route, encode_route
 
 HOUR_MS = 3_600_000
 CLASSES = (

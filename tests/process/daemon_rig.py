@@ -137,10 +137,16 @@ async def submit_many(client: Client, count: int, query: str = "one two three !t
 
 
 async def running(client: Client, ids: list[str], wanted: int) -> None:
-    """Until so many of them are generating."""
+    """Until so many of them were claimed for a worker."""
     async with asyncio.timeout(PATIENCE_S):
-        while sum([(await client.status(id)).state == "running" for id in ids]) < wanted:
+        while sum([await _begun(client, id) for id in ids]) < wanted:
             await asyncio.sleep(0.01)
+
+
+async def _begun(client: Client, id: str) -> bool:
+    if (await client.status(id)).state != "running":
+        return False
+    return any(event.kind == "started" for event in await client.history(id))
 
 
 async def ended(client: Client, ids: list[str]) -> list[Result]:

@@ -28,6 +28,7 @@ async def test_a_killed_worker_takes_no_job_along(daemon: Daemon) -> None:
         ids = await submit_many(client, JOBS)
         follows = [asyncio.create_task(follow(client, id)) for id in ids]
         await running(client, ids, 16)
+        await asyncio.to_thread(daemon.until, lambda status: status["workers"][0]["slots_used"])
         daemon.signal("fast-0")
         results = await ended(client, ids)
         texts = [text for text, _ in await asyncio.gather(*follows)]

@@ -39,12 +39,15 @@ def test_sample_names_every_option_with_its_default(tmp_path: Path) -> None:
         "models": data["models"]["smollm2"],
         "tiers": data["tiers"]["fast"],
         "classes": data["classes"]["low"],
+        "tenants": data["tenants"]["small"],
     }
     for name, kind in {**SECTIONS, **TABLES}.items():
         assert set(shown[name]) == {spec.name for spec in fields(kind)}, name
     path = tmp_path / "all.toml"
     path.write_text(uncommented())
-    assert replace(load(path, environ={}), source="") == replace(Config(), source="")
+    loaded = load(path, environ={})
+    assert list(loaded.tenants) == ["small"]
+    assert replace(loaded, source="", tenants={}) == replace(Config(), source="")
 
 
 def test_sample_examples_are_valid(tmp_path: Path) -> None:

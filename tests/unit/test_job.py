@@ -14,16 +14,14 @@ from metamusesd.job import (
     Params,
     Priority,
     Result,
-    Route,
     body_digest,
     decode_result,
-    decode_route,
     encode_request,
     encode_result,
-    encode_route,
     parse_priority,
     parse_request,
 )
+from metamusesd.route import Route, decode_route, encode_route
 
 GOOD: dict[str, Any] = {"user_query": "What is a muse?"}
 DEEP = 100_000

@@ -3,6 +3,7 @@
 -- KEYS  p
 -- ARGV  result_ttl_s stream_cap mail_cap max_crashes, then for each job:
 --       id token reason fault delay_ms reroute(0|1) evidence(one JSON object, or empty)
+--       tiers(separated by spaces; empty: as before) route(JSON, counts only with tiers)
 -- reply for each job: ok (given back, or `dead` by its last crash, now or by the same call before) | cancelled | expired | lost
 --
 -- fault says what the job pays:
@@ -13,7 +14,7 @@
 --       crash_alone  the same, but it was alone: from max_crashes on, such a crash makes the job `dead`
 -- The last 8 pieces of evidence, 16 KiB at most, stay in the job's hash, one a line.
 
-local WIDTH, HEAD = 7, 4
+local WIDTH, HEAD = 9, 4
 local MAX_EVIDENCE, MAX_EVIDENCE_BYTES = 8, 16384
 local DELAY_MOST_MS = 86400000 -- reap.lua takes what is delayed for longer for one of before the clock was put back
 local move = moves()
@@ -40,7 +41,7 @@ local function keep(id, piece)
   call('HSET', key_of(id), 'evidence', all)
 end
 
-local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
+local function requeue(id, token, reason, fault, delay_ms, reroute, evidence, tiers, route)
   local job = read(id)
   local holds, verdict = held(job, token)
   if not holds then
@@ -52,7 +53,12 @@ local function requeue(id, token, reason, fault, delay_ms, reroute, evidence)
   local burnt = fault ~= 'none'
   if fault == 'crash' or fault == 'crash_alone' then job.crashes = (tonumber(job.crashes) or 0) + 1 end
   if fault == 'error' then job.retries = (tonumber(job.retries) or 0) + 1 end
-  if reroute == '1' then job.tiers = '' end
+  if reroute == '1' then
+    job.tiers = ''
+  elseif string.match(tiers, '%S') then
+    job.tiers = tiers
+    call('HSET', key_of(id), 'route', route)
+  end
   if fault == 'crash_alone' and job.crashes >= tonumber(ARGV[4]) then
     call('HSET', key_of(id), 'crashes', job.crashes, 'reason', reason)
     move.bury(id, job)

@@ -12,7 +12,7 @@ from metamusesd.board import Board
 from metamusesd.dispatcher.caching import Rules
 from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.endings import Retries
-from metamusesd.dispatcher.router import TierView
+from metamusesd.dispatcher.router import RoutingRules, TierView
 from metamusesd.errors import QueueUnavailable
 from metamusesd.job import Result, decode_result
 from metamusesd.log import get_logger
@@ -122,14 +122,14 @@ class Stage:
 
     def __init__(
         self, queue: Fragile | None = None, tiers: Sequence[TierView] = TIERS, owner: str = "host:1",
-        rules: Rules | None = None,
+        rules: Rules | None = None, routing: RoutingRules | None = None,
     ) -> None:  # fmt: skip
         self.queue, self.board = queue or Fragile(), Board(2)
         retries = Retries(most=2, first_s=0.0)
         self.lost_pipes: list[int] = []
         self.dispatcher = Dispatcher(
             self.queue, self.board, list(tiers), owner, get_logger("test"), retries=retries, rules=rules,
-            vectors_lost=self.lost_pipes.append,
+            routing=routing or RoutingRules(), vectors_lost=self.lost_pipes.append,
         )  # fmt: skip
         self.workers: list[PlayedWorker] = []
         self.vectors: list[PlayedVectors] = []

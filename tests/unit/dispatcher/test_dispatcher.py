@@ -247,7 +247,7 @@ async def test_a_journey_that_fails_holds_nothing(stage: Stage, monkeypatch: pyt
         failed.set()
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(stage.dispatcher.fleet, "pick", fail)
+    monkeypatch.setattr(stage.dispatcher.scheduling, "place", fail)
     await stage.submit()
     await asyncio.wait_for(failed.wait(), 5)
     await asyncio.wait_for(stage.dispatcher.emptied.wait(), 5)

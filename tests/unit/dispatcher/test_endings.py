@@ -10,8 +10,9 @@ import pytest
 from metamusesd.dispatcher.endings import MOST_KILLS, Retries, conclude
 from metamusesd.dispatcher.run import Back, End, Lost, Run
 from metamusesd.errors import ContextOverflow, EngineFailed
-from metamusesd.job import Route, decode_result, encode_route
+from metamusesd.job import decode_result
 from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
+from metamusesd.route import Route, encode_route
 from metamusesd.wire import Finished, Refused, Token
 
 RETRIES = Retries(most=3, first_s=0.5, longest_s=1.5)

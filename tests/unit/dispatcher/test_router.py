@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamusesd.dispatcher.router import TierView, route
-from metamusesd.errors import UnknownTier
+from metamusesd.dispatcher.router import RoutingRules, TenantRules, TierView, route
+from metamusesd.errors import InvalidRequest, UnknownTier
 from metamusesd.job import InferenceRequest, Message
 from metamusesd.tiers import TIERS
 
@@ -20,27 +20,29 @@ PHILOSOPHY = "Explain the philosophical implications of artificial consciousness
     ("query", "first", "domain", "complexity"),
     [
         ("Hello, how are you?", "fast", "general", "simple"),
-        ("Write a function to sort an array", "code", "code", "medium"),
+        ("Write a function to sort an array", "code", "code", "simple"),
         (PHILOSOPHY, "heavy", "general", "complex"),
-        ("Solve the equation x + 2 = 5", "math", "math", "medium"),
+        ("Solve the equation x + 2 = 5", "math", "math", "simple"),
         ("What is the capital of France?", "fast", "general", "simple"),
-        ("fix this python traceback", "code", "code", "medium"),
+        ("fix this python traceback", "code", "code", "simple"),
     ],
 )
 def test_known_answers(query: str, first: str, domain: str, complexity: str) -> None:
     """The queries that the original service's tests know are routed as they were there."""
     found = route(InferenceRequest(user_query=query), ALL)
     assert (found.tiers[0], found.domain, found.complexity) == (first, domain, complexity)
+    assert found.requested_tier == first
 
 
 @pytest.mark.parametrize(
     ("query", "enabled", "tiers", "says"),
     [
-        ("Write a function to sort an array", ["fast", "heavy"], ("heavy",), "code is not enabled"),
+        ("Write a function to sort an array", ["fast", "heavy"], ("heavy",), "code is not enabled, the heaviest tier"),
         (PHILOSOPHY, ["fast"], ("fast",), "heavy is not enabled"),
         ("Hello, how are you?", ["medium", "heavy"], ("medium", "heavy"), "fast is not enabled"),
         ("Hello, how are you?", ["code"], ("code",), "fast is not enabled"),
-        ("Hello, how are you?", ["fast", "medium", "heavy"], ("fast", "medium"), "general, simple"),
+        ("Hello, how are you?", ["fast", "medium", "heavy"], ("fast", "medium", "heavy"), "general, simple"),
+        ("Write a function to sort an array", ["code", "fast", "medium"], ("code", "medium"), "code, simple"),
     ],
 )
 def test_falls_through(query: str, enabled: list[str], tiers: tuple[str, ...], says: str) -> None:
@@ -48,6 +50,46 @@ def test_falls_through(query: str, enabled: list[str], tiers: tuple[str, ...], s
     found = route(InferenceRequest(user_query=query), [view for view in ALL if view.name in enabled])
     assert found.tiers == tiers
     assert says in found.reason
+
+
+@pytest.mark.parametrize(
+    ("policy", "query", "tiers"),
+    [
+        ("strict", "Hello, how are you?", ("fast",)),
+        ("prefer", "Hello, how are you?", ("fast", "medium", "heavy")),
+        ("upgrade_ok", PHILOSOPHY, ("heavy",)),
+        ("degrade_ok", PHILOSOPHY, ("heavy", "medium", "fast")),
+        ("strict", PHILOSOPHY, ("heavy",)),
+    ],
+)
+def test_the_policy_says_who_may_help(policy: str, query: str, tiers: tuple[str, ...]) -> None:
+    """From the configuration, from the tenant, from the request: the nearest one counts."""
+    request = InferenceRequest(user_query=query, tenant="t")
+    assert route(request, GENERAL, RoutingRules(policy)).tiers == tiers
+    tenants = {"t": TenantRules(policy=policy)}
+    assert route(request, GENERAL, RoutingRules("prefer", tenants=tenants)).tiers == tiers
+    asked = InferenceRequest(user_query=query, tier_policy=policy)  # type: ignore[arg-type]
+    found = route(asked, GENERAL, RoutingRules("prefer"))
+    assert (found.tiers, found.policy) == (tiers, policy)
+
+
+def test_the_fall_back_can_be_said() -> None:
+    """[routing] fallback goes before the usual order; a tier that is not enabled is passed over."""
+    rules = RoutingRules(fallback={"math": ("reasoning", "medium"), "fast": ("heavy",)})
+    views = [view for view in ALL if view.name not in ("math", "reasoning")]
+    assert route(InferenceRequest(user_query="Solve the equation x + 2 = 5"), views, rules).tiers == ("medium",)
+    assert route(InferenceRequest(user_query="Hello"), ALL, rules).tiers == ("fast", "heavy")
+
+
+def test_a_tenant_is_held_to_its_tiers() -> None:
+    """What it may not use is not there for it; naming it is refused, with what it may use."""
+    rules = RoutingRules(tenants={"small": TenantRules(frozenset({"fast", "medium"}))})
+    found = route(InferenceRequest(user_query=PHILOSOPHY, tenant="small"), ALL, rules)
+    assert found.tiers == ("medium",) and "heavy is not enabled" in found.reason
+    with pytest.raises(InvalidRequest, match="may not use heavy") as caught:
+        route(InferenceRequest(user_query="hi", tenant="small", tier="heavy"), ALL, rules)
+    assert caught.value.field == "tier"
+    assert route(InferenceRequest(user_query=PHILOSOPHY, tenant="other"), ALL, rules).tiers[0] == "heavy"
 
 
 def test_a_forced_tier_is_the_only_one() -> None:

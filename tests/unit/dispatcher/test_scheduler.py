@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamusesd.dispatcher.scheduler import WorkerLoad, pick, standing, wants
+from metamusesd.dispatcher.places import Option, Order, place
+from metamusesd.dispatcher.scheduler import WorkerLoad, standing, wants
 from metamusesd.job import Priority
 from metamusesd.queues.base import Claim, Want
 
@@ -24,6 +26,13 @@ loads = st.builds(
     prefill_rate=st.floats(0, 1e4),
     decode_rate=st.floats(0, 1e3),
 )
+
+
+def pick(workers: Sequence[WorkerLoad], priority: int, prompt_tokens: int, tokens: int, warm: int = -1) -> int | None:
+    """The index of the worker that gets such a job, in one tier."""
+    options = [Option(f"w{index}", "fast", load, index == warm) for index, load in enumerate(workers)]
+    placed = place(options, Order(priority, prompt_tokens, {"fast": float(tokens)}, "fast", 0.2))
+    return placed[0] if placed else None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +89,7 @@ def test_picks_the_faster() -> None:
 def test_prefers_a_warm_prefix() -> None:
     """With a long prompt, the worker that knows its beginning wins."""
     pair = [WorkerLoad(4, 0, prefill_rate=200), WorkerLoad(4, 0, prefill_rate=200)]
-    assert pick(pair, NORMAL, 1000, 10, warm=[1]) == 1
+    assert pick(pair, NORMAL, 1000, 10, warm=1) == 1
 
 
 def test_counts_prompts_that_wait() -> None:
@@ -100,11 +109,11 @@ def test_picks_somebody_with_room_or_nobody(
     workers: list[WorkerLoad], priority: int, prompt_tokens: int, max_tokens: int
 ) -> None:
     """Whoever is picked has room; nobody is picked only when nobody has."""
-    place = pick(workers, priority, prompt_tokens, max_tokens)
-    if place is None:
+    found = pick(workers, priority, prompt_tokens, max_tokens)
+    if found is None:
         assert not any(worker.room(priority) for worker in workers)
     else:
-        assert workers[place].room(priority) > 0
+        assert workers[found].room(priority) > 0
 
 
 @given(st.lists(loads, min_size=1, max_size=4), st.lists(st.sampled_from(Priority), max_size=60))
@@ -118,9 +127,9 @@ def test_all_that_is_claimed_finds_a_place(workers: list[WorkerLoad], queue: lis
         for priority in taken:
             waiting.remove(priority)
     for priority in claimed:
-        place = pick(workers, priority, 10, 10)
-        assert place is not None
-        workers[place].by_class[priority] += 1
+        found = pick(workers, priority, 10, 10)
+        assert found is not None
+        workers[found].by_class[priority] += 1
 
 
 def test_an_aged_job_stands_with_the_highest() -> None:
@@ -131,3 +140,31 @@ def test_an_aged_job_stands_with_the_highest() -> None:
     load = WorkerLoad(2, 1)
     load.by_class[standing(aged)] += 2
     assert load.room(CRITICAL) == load.room(LOW) == 0
+
+
+def test_a_job_leaves_its_home_for_a_real_gain_only() -> None:
+    """Another tier's worker has to be finished sooner by the margin; the record says which one it was, and why."""
+    home, other = WorkerLoad(4, 0, decode_rate=100), WorkerLoad(4, 0, decode_rate=110)
+    options = [Option("fast-0", "fast", home), Option("medium-0", "medium", other)]
+    order = Order(NORMAL, 0, {"fast": 100.0, "medium": 100.0}, "fast", 0.2)
+    found = place(options, order)
+    assert found is not None and found[0] == 0 and found[1].reason == "earliest finish"
+    home.by_class[NORMAL] = 1
+    found = place(options, order)
+    assert found is not None and found[0] == 1
+    assert found[1].reason == "medium is sooner than fast"
+    assert [(seen.worker, seen.finish_s) for seen in found[1].loads] == [("medium-0", 0.909), ("fast-0", 2.0)]
+
+
+@given(st.lists(loads, max_size=6), st.lists(st.tuples(st.booleans(), st.integers(-1, 3)), min_size=6, max_size=6))
+def test_wants_are_the_sums_of_the_rooms(workers: list[WorkerLoad], states: list[tuple[bool, int]]) -> None:
+    """What is asked for, class by class, is what the workers could take, closed and refusing ones included."""
+    for worker, (closed, refused) in zip(workers, states, strict=False):
+        worker.closed, worker.refused = closed, refused
+    asked, found = 0, []
+    for floor in Priority:
+        room = sum(worker.room(floor) for worker in workers)
+        if room > asked:
+            found.append(Want("fast", room - asked, floor))
+            asked = room
+    assert wants({"fast": workers}) == found

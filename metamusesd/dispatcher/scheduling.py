@@ -1,0 +1,97 @@
+"""Stages 3, 6 · dispatcher · where a job is to wait, and which worker gets it: gathers what the pure deciders need.
+
+forward ─► expect ─► spread.py: the queues of which tiers        place ─► places.py: which worker
+ran     ─► lengths.py: how long answers get
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from metamusesd.dispatcher.fleet import Fleet, prefix_digest
+from metamusesd.dispatcher.lengths import Lengths
+from metamusesd.dispatcher.links import Link
+from metamusesd.dispatcher.outlook import Outlook
+from metamusesd.dispatcher.places import Order
+from metamusesd.dispatcher.run import Run
+from metamusesd.dispatcher.spread import spread
+from metamusesd.errors import InvalidRequest
+from metamusesd.job import InferenceRequest, parse_request
+from metamusesd.queues.base import Claim
+from metamusesd.route import Outlook as Expected
+from metamusesd.route import Route, decode_route
+from metamusesd.wire import Finished
+
+BYTES_A_TOKEN = 4  # of a job's body, roughly
+
+
+class Scheduling:
+    """Of one dispatcher. `waiting`: the tiers in which jobs may wait for a place; `margin`: see [routing]."""
+
+    def __init__(self, fleet: Fleet, outlook: Outlook, waiting: Callable[[str], bool], margin: float) -> None:
+        self.lengths = Lengths()
+        self._fleet, self._outlook, self._waiting, self._margin = fleet, outlook, waiting, margin
+
+    def forward(self, claim: Claim, request: InferenceRequest, route: Route) -> Route:
+        """Stage 3's end: the route with the tiers in whose queues the job is to wait, and why."""
+        if len(route.tiers) == 1:
+            return msgspec.structs.replace(route, queued=route.tiers)
+        order, key = self._order(claim, request, route.tiers), prefix_digest(request)
+        expected = tuple(self._expect(tier, order, key) for tier in route.tiers)
+        tiers, why = spread(expected, route.policy, self._margin)
+        reason = f"{route.reason}; {why}" if why else route.reason
+        return msgspec.structs.replace(route, queued=tiers, outlook=expected, reason=reason)
+
+    def _expect(self, tier: str, order: Order, key: bytes) -> Expected:
+        """While nobody has measured how fast a tier starts jobs: as fast as its slots become free."""
+        run_s, wait_s = self._fleet.run_s(tier, order, key), self._outlook.wait_s(tier, order.priority)
+        slots = sum(link.load.slots for link in self._fleet.ready.get(tier, ()))
+        if wait_s is None and run_s is not None and slots:
+            wait_s = (self._outlook.ahead(tier, order.priority) + 1) * run_s / slots
+        return Expected(tier=tier, wait_s=_rounded(wait_s), run_s=_rounded(run_s), workers=self._served(tier))
+
+    def place(self, run: Run) -> Link | None:
+        """Stage 6: the worker that gets this run. None: none has room."""
+        try:
+            request, route = parse_request(run.claim.body), decode_route(run.claim.route)
+        except (InvalidRequest, msgspec.MsgspecError):
+            request, route = None, None
+        tiers, key = self._tiers(run.claim.queue, route), prefix_digest(request) if request else b""
+        return self._fleet.place(run, tiers, self._order(run.claim, request, tiers), key)
+
+    def ran(self, run: Run, end: Finished) -> None:
+        """An answer is complete: its length is learnt."""
+        if end.error is not None or end.reason not in ("stop", "length"):
+            return
+        try:
+            muse = muse_of(parse_request(run.claim.body))
+        except InvalidRequest:
+            muse = ""
+        self.lengths.learn(run.tier, muse, end.completion_tokens)
+
+    def _tiers(self, claimed: str, route: Route | None) -> list[str]:
+        """Whose workers may have it: those of the tier that it was claimed from; and of the others that it was to wait
+        for, or its home, those where nobody waits."""
+        if route is None or route.escalated:
+            return [claimed]
+        others = dict.fromkeys((*route.tiers[:1], *route.queued))
+        return [tier for tier in others if tier == claimed or not self._waiting(tier)] or [claimed]
+
+    def _order(self, claim: Claim, request: InferenceRequest | None, tiers: Sequence[str]) -> Order:
+        muse, most = (muse_of(request), request.params.max_tokens) if request else ("", None)
+        expected = {tier: self.lengths.expect(tier, muse, most) for tier in tiers}
+        return Order(claim.priority, len(claim.body) // BYTES_A_TOKEN, expected, tiers[0], self._margin)
+
+    def _served(self, tier: str) -> bool:
+        return bool(self._fleet.ready.get(tier)) or self._outlook.hosts.shared(tier)
+
+
+def muse_of(request: InferenceRequest) -> str:
+    """Who answers."""
+    return "" if request.muse_id is None else str(request.muse_id)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
