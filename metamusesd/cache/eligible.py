@@ -25,15 +25,20 @@ class Eligibility:
     reason: str = ""
 
 
-def eligibility(request: InferenceRequest, domain: str, exact_domains: Collection[str]) -> Eligibility:
-    """What the caches may do with this request, whose domain the router has named."""
+EXACT_FROM = 0.75  # a domain less sure than that is no reason to ask the exact cache alone: the verifier looks, too
+
+
+def eligibility(
+    request: InferenceRequest, domain: str, exact_domains: Collection[str], confidence: float = 1.0
+) -> Eligibility:
+    """What the caches may do with this request, whose domain the router has named, with this confidence."""
     if reason := _excluded(request):
         return Eligibility(read=False, write=False, semantic=False, share=False, reason=reason)
     wish = request.cache
     if not wish.read and not wish.write:
         return Eligibility(read=False, write=False, semantic=False, share=False, reason="the caller wants no cache")
     semantic, reason = True, ""
-    if domain in exact_domains:
+    if domain in exact_domains and confidence >= EXACT_FROM:
         semantic, reason = False, f"{domain} questions hit only when they are equal"
     elif wish.scope == "auto" and not request.user_address and is_personal(_last(request)):
         semantic, reason = False, "it speaks of its user, whom nobody names: it hits only when it is equal"

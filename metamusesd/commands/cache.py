@@ -154,7 +154,7 @@ async def _explain(client: Client, config: Config, args: argparse.Namespace) -> 
     routing = route(request, views, routing_rules_of(config))
     services = [host.tiers[tier] for tier in routing.tiers for host in hosts if tier in host.tiers]
     identities = list(dict.fromkeys(service.identity for service in services if service.identity))
-    may = eligibility(request, routing.domain, config.cache.exact_domains)
+    may = eligibility(request, routing.domain, config.cache.exact_domains, routing.confidence)
     question = question_of(request)
     told = await _told(client, config, question, may, identities)
     facts = {"domain": routing.domain, "tiers": list(routing.tiers), "may": _wishes(may), "reason": may.reason,

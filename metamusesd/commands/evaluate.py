@@ -112,7 +112,8 @@ class Trial:
             self.tallies.setdefault(name, Tally()).add(hit, should, fits)
 
     def _may(self, request: InferenceRequest) -> Eligibility:
-        return eligibility(request, analyse(request.user_query or "").domain, self.exact_domains)
+        found = analyse(request.user_query or "")
+        return eligibility(request, found.domain, self.exact_domains, found.confidence)
 
 
 def evaluate(config: Config, args: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ class Keeping:
             request, routing = parse_request(run.claim.body), decode_route(run.claim.route)
         except (InvalidRequest, msgspec.MsgspecError):
             return None
-        may = eligibility(request, routing.domain, self._rules.exact_domains)
+        may = eligibility(request, routing.domain, self._rules.exact_domains, routing.confidence)
         return (question_of(request), may, routing) if may.write or may.share else None
 
     def _entry(self, question: Question, identity: str, result: Result, answer: bytes) -> Entry:

@@ -84,7 +84,7 @@ class Lookup:
         if not self._rules.enabled:
             self._forward(job, "")
             return
-        may = eligibility(job.request, job.route.domain, self._rules.exact_domains)
+        may = eligibility(job.request, job.route.domain, self._rules.exact_domains, job.route.confidence)
         identities = self._identities.of_tiers(job.route.tiers)[:MOST_IDENTITIES]
         if not (may.read or may.share) or not identities:
             reason = may.reason or "no worker has said yet which model it has"

@@ -167,6 +167,7 @@ def test_exact_domains_and_wishes() -> None:
     may = eligibility(InferenceRequest(user_query="Sort a list"), "code", ALL)
     assert may.read and may.write and may.share and not may.semantic and "code" in may.reason
     assert eligibility(InferenceRequest(user_query="Sort a list"), "code", set()).semantic
+    assert eligibility(InferenceRequest(user_query="Sort a list"), "code", ALL, confidence=0.6).semantic
     read_only = eligibility(parse_request({"user_query": "Why?!", "cache": {"write": False}}), "general", ALL)
     assert read_only.reason or (read_only.read and not read_only.write and not read_only.share)
 
