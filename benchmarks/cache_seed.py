@@ -112,7 +112,7 @@ def turned(bases: np.ndarray, count: int, seed: int = 3) -> np.ndarray:
 
 def identity_of_echo(config: Config) -> str:
     """Of the echo engine's answers: the dispatcher computes the same out of the worker's HELLO."""
-    return identity("echo:1", "echo", "echo", **defaults_of(config)["fast"])
+    return identity("echo:1", "echo", "echo", **defaults_of(config)[config.tiers["fast"].model])
 
 
 def seed(config: Config, embedder: FastEmbedder, layout: Layout, texts: Texts) -> Seeded:
