@@ -260,7 +260,7 @@ class Model:
     prefill_ratio: float = option(
         1.2, "Time that prompts may add to a step, as a multiple of the step's decode time.", least=0.1, most=100
     )
-    yield_limit_s: float = option(1.0, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
+    yield_limit_s: float = option(0.5, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
     options: dict[str, Any] = option({}, "Of one engine alone, handed over as they are.")
 
 

@@ -45,8 +45,8 @@ class Run:
 
     __slots__ = (
         "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "frame", "handle", "idle_refusal",
-        "link", "logprobs", "neighbours", "news", "over", "parts", "placed", "prompt_estimate", "route_ms", "token_ns",
-        "tokens",
+        "link", "logprobs", "muse", "neighbours", "news", "over", "parts", "placed", "prompt_estimate", "route_ms",
+        "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,6 +66,7 @@ class Run:
         self.neighbours = 0  # how many were there with it when the worker died
         self.idle_refusal = False  # refused by a worker that had nothing else: waiting will not help
         self.news: Keep | Withdraw | None = None  # for the semantic cache, once its end is written
+        self.muse = ""
         self.placed: Placed | None = None  # which worker got it, and why
         self.over = False  # its end is written; nothing more is to be said about it
 

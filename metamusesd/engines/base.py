@@ -52,7 +52,7 @@ class EngineSpec:
     tensor_split: tuple[float, ...] = ()
     flash_attention: bool = True
     prefill_ratio: float = 1.2  # time that prefill may add to a step, as a multiple of the step's decode time
-    yield_limit_s: float = 1.0  # a pre-empted sequence runs again after so long
+    yield_limit_s: float = 0.5  # a pre-empted sequence runs again after so long
     default_max_tokens: int = 512
     default_temperature: float = 0.7
     default_top_p: float = 0.9

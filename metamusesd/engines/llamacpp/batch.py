@@ -67,14 +67,16 @@ class Plan:
 
 
 def runnable(views: list[View], slots: int) -> list[View]:
-    """Those that run now, best first: immune ones, then the highest class that is there, FIFO, at most `slots`."""
+    """Those that run now, at most `slots`: the highest class that is there, FIFO; and of the lower ones those that have
+    yielded for long enough (immune), in what that class leaves free, but in half of the slots at least."""
     ready = [view for view in views if not view.waiting]
     if not ready:
         return []
     top = max(view.rank for view in ready)
-    able = [view for view in ready if view.immune or view.rank == top]
-    able.sort(key=lambda view: (not view.immune, -view.rank, view.order))
-    return able[:slots]
+    best = sorted((view for view in ready if view.rank == top), key=lambda view: (not view.immune, view.order))
+    others = sorted((view for view in ready if view.immune and view.rank < top), key=lambda v: (-v.rank, v.order))
+    share = min(len(others), max((slots + 1) // 2, slots - len(best)))
+    return best[: slots - share] + others[:share]
 
 
 def next_prompt(running: list[View]) -> View | None:

@@ -107,3 +107,14 @@ def test_a_plan_is_always_sound(views: list[View], credit_s: float, prefill_s: f
     assert not any(by_key[key].waiting for key in taking)
     assert bool(taking) == any(not view.waiting for view in views)
     assert len(batch.runnable(views, 8)) <= 8
+
+
+def test_who_has_yielded_long_enough_leaves_half_of_the_slots() -> None:
+    """Eight low ones that are immune, and three critical ones in a batch of four: two slots each; what one side does not
+    need the other has."""
+    low = [View(number, LOW, number, 1, immune=True) for number in range(8)]
+    high = [View(number, CRITICAL, number, 1) for number in (10, 11, 12)]
+    assert [view.key for view in batch.runnable([*low, *high], 4)] == [10, 11, 0, 1]
+    assert [view.key for view in batch.runnable([*low, *high[:1]], 4)] == [10, 0, 1, 2]
+    assert [view.key for view in batch.runnable([*low[:1], *high], 4)] == [10, 11, 12, 0]
+    assert [view.key for view in batch.runnable([*low, *high], 1)] == [0]
