@@ -110,7 +110,7 @@ def test_a_plan_is_always_sound(views: list[View], credit_s: float, prefill_s: f
 
 
 def test_who_has_yielded_long_enough_leaves_half_of_the_slots() -> None:
-    """Eight low ones that are immune, and three critical ones in a batch of four: two slots each; what one side does not
+    """Eight low ones that are immune, three critical ones, four slots: two each; what one side does not
     need the other has."""
     low = [View(number, LOW, number, 1, immune=True) for number in range(8)]
     high = [View(number, CRITICAL, number, 1) for number in (10, 11, 12)]
