@@ -70,8 +70,8 @@ def _facts(id: Any, found: Route) -> dict[str, Any]:
 
 def _file(args: argparse.Namespace, config: Config, views: list[TierView]) -> int:
     lines = (
-        json.dumps(_facts(row["id"], _route(row["query"], args, config, views)), ensure_ascii=False) + "\n"
-        for row in _rows(Path(args.jsonl))
+        json.dumps(_facts(row["id"], _routed(number, row["query"], args, config, views)), ensure_ascii=False) + "\n"
+        for number, row in _rows(Path(args.jsonl))
     )
     if not args.out:
         sys.stdout.writelines(lines)
@@ -82,10 +82,17 @@ def _file(args: argparse.Namespace, config: Config, views: list[TierView]) -> in
     return 0
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Its lines, each with an id (its number, when it has none) and a query. Raises InvalidRequest with the line."""
+def _routed(number: int, text: str, args: argparse.Namespace, config: Config, views: list[TierView]) -> Route:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        return _route(text, args, config, views)
+    except InvalidRequest as error:
+        raise InvalidRequest("--jsonl", f"line {number}: {error.message}", "mend that line") from error
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, its id, which is the number when it has none, and its query). Raises InvalidRequest with the line."""
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")  # other line ends may stand inside JSON strings
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest("--jsonl", f"{path}: {error}", "name a file of JSON lines") from error
     for number, line in enumerate(lines, start=1):
@@ -93,11 +100,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest("--jsonl", f"line {number}: {error}", 'write {"id": 1, "query": "…"}') from error
         if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"].strip():
             raise InvalidRequest("--jsonl", f"line {number}: no query", 'write {"id": 1, "query": "…"}')
-        yield {"id": row.get("id", number), "query": row["query"]}
+        yield number, {"id": number if row.get("id") is None else row["id"], "query": row["query"]}
 
 
 def _show(found: Route) -> None:

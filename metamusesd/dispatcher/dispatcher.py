@@ -74,7 +74,7 @@ class Dispatcher:
         self.identities = Identities(self.outlook.hosts, defaults or {})
         self.vectors = VectorsLink(rules.budget_ms, vectors_lost or (lambda epoch: None), log)
         self.scheduling = Scheduling(self.fleet, self.outlook, self.pump.may_wait, routing.margin)
-        self.escalation = Escalation(routing, self.outlook)
+        self.escalation = Escalation(routing, self.outlook, self.scheduling.served)
         self.lookup = Lookup(
             queue, rules, self.identities, self.vectors, self._forward, self._hit, self.pump.wake, self.ledger
         )

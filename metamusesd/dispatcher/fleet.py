@@ -128,9 +128,9 @@ class Fleet:
         return wants({tier: [link.load for link in links] for tier, links in self.ready.items() if links})
 
     def contexts(self) -> dict[str, int]:
-        """The largest context of every tier that has workers."""
+        """The smallest context of the workers of every tier that has some: who is sent there may meet that one."""
         return {
-            tier: max(link.hello.context for link in links if link.hello) for tier, links in self.ready.items() if links
+            tier: min(link.hello.context for link in links if link.hello) for tier, links in self.ready.items() if links
         }
 
     def place(self, run: Run, tiers: Sequence[str], order: Order, key: bytes) -> Link | None:

@@ -27,9 +27,10 @@ class Identities:
         return f"<Identities {self._own}>"
 
     def changed(self, tier: str, hellos: Sequence[Hello]) -> None:
-        """The workers of this host that serve a tier now; none: those of before will come back."""
-        if hellos:
-            self._own[tier] = list(hellos)
+        """The workers of this host that serve a tier now. Models of which none is there now will come back."""
+        named = {hello.model for hello in hellos}
+        away = [hello for hello in self._own.get(tier, ()) if hello.model not in named]
+        self._own[tier] = [*hellos, *away]
 
     def of_worker(self, hello: Hello) -> str:
         """Whose answers its answers are. Where the model is told the date, they are today's."""

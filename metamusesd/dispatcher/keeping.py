@@ -50,7 +50,7 @@ class Keeping:
         result = decode_result(outcome.result)
         if not may.write or run.link is None or run.link.hello is None:
             return outcome
-        if not keepable(result, self._rules.most_answer_bytes):
+        if not keepable(result, self._rules.most_answer_bytes) or run.flawed:
             return outcome
         identity = self._identities.of_worker(run.link.hello)
         answer = encode_answer(_answer(run.claim.id, result))

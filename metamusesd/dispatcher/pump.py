@@ -76,7 +76,9 @@ class Pump:
 
     def may_wait(self, tier: str) -> bool:
         """Jobs may wait for a place in this tier. Of tiers of other hosts nothing is known here: they may."""
-        return tier in self._waiting or tier not in self._freed
+        if tier in self._waiting or tier not in self._freed:
+            return True
+        return any(claim.queue == tier for claim in self._coming)  # claimed a moment ago, and not placed yet, perhaps
 
     def forward(self, routed: Routed) -> None:
         """An analysed job: into its tiers' queues with the next call. Outside of `take`, `wake` must follow."""

@@ -156,4 +156,4 @@ def _order(wanted: str, names: tuple[str, ...], policy: str, fallback: tuple[str
         others = general[-1:]
         if policy == "degrade_ok":
             others += reversed(general[:-1])
-    return own + tuple(others) or names[-1:]
+    return own + tuple(others) or tuple(general[-1:]) or names[-1:]

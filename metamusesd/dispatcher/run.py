@@ -44,9 +44,9 @@ class Run:
     """What is known of one attempt. One writer: the dispatcher's loop."""
 
     __slots__ = (
-        "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "frame", "handle", "idle_refusal",
-        "link", "logprobs", "muse", "neighbours", "news", "over", "parts", "placed", "prompt_estimate", "route_ms",
-        "token_ns", "tokens",
+        "alone", "asked_ns", "chars", "claim", "claimed_ns", "end", "first_ns", "flawed", "frame", "handle",
+        "idle_refusal", "link", "logprobs", "muse", "neighbours", "news", "over", "parts", "placed", "prompt_estimate",
+        "route_ms", "token_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,6 +67,7 @@ class Run:
         self.idle_refusal = False  # refused by a worker that had nothing else: waiting will not help
         self.news: Keep | Withdraw | None = None  # for the semantic cache, once its end is written
         self.muse = ""
+        self.flawed = False  # its answer is complete, and something is wrong with it: see flaws.py
         self.placed: Placed | None = None  # which worker got it, and why
         self.over = False  # its end is written; nothing more is to be said about it
 

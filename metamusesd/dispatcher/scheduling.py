@@ -67,7 +67,7 @@ class Scheduling:
         slots = sum(link.load.slots for link in self._fleet.ready.get(tier, ()))
         if wait_s is None and run_s is not None and slots:
             wait_s = (self._outlook.ahead(tier, order.priority) + 1) * run_s / slots
-        return Expected(tier=tier, wait_s=_rounded(wait_s), run_s=_rounded(run_s), workers=self._served(tier))
+        return Expected(tier=tier, wait_s=_rounded(wait_s), run_s=_rounded(run_s), workers=self.served(tier))
 
     def place(self, run: Run) -> Link | None:
         """Stage 6: the worker that gets this run. None: none has room."""
@@ -98,7 +98,8 @@ class Scheduling:
         expected = {tier: self.lengths.expect(tier, facts.muse, facts.max_tokens) for tier in tiers}
         return Order(claim.priority, len(claim.body) // BYTES_A_TOKEN, expected, tiers[0], self._margin)
 
-    def _served(self, tier: str) -> bool:
+    def served(self, tier: str) -> bool:
+        """It has workers: here, or another host announces it."""
         return bool(self._fleet.ready.get(tier)) or self._outlook.hosts.shared(tier)
 
 

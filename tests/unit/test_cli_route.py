@@ -27,7 +27,7 @@ def test_as_json_with_every_tier(capsys: pytest.CaptureFixture[str]) -> None:
 def test_many_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """{id, query} in, {id, domain, level, score, tier, reason} out, in order; a missing id is the line's number."""
     asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    asked.write_text('{"id": "a", "query": "hello"}\n\n{"query": "Prove that 2 + 2 = 4"}\n')
+    asked.write_text('\ufeff{"id": "a", "query": "hello\u2028"}\n\n{"query": "Prove that 2 + 2 = 4"}\n', "utf-8")
     assert cli.main(["route", "--jsonl", str(asked), "--out", str(out)]) == 0
     assert "2 prompts routed" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -38,15 +38,22 @@ def test_many_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("{", "line 1"), ('{"id": 1}', "no query"), ('{"query": 3}', "no query"), ("[]", "no query")],
+    [
+        ("{", "line 1"),
+        ('{"id": 1}', "no query"),
+        ('{"query": 3}', "no query"),
+        ("[]", "no query"),
+        ("[" * 100_000, "line 1"),
+        ('{"query": "a\\u0000b"}', "line 1"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which line, and what would be right; nothing is written."""
+    """Which line, and what is wrong; nothing is written."""
     asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked.write_text(line + "\n")
     assert cli.main(["route", "--jsonl", str(asked), "--out", str(out)]) == 65
     shown = capsys.readouterr().err
-    assert says in shown and '"query"' in shown and not out.exists()
+    assert says in shown and not out.exists()
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from metamusesd.dispatcher.escalation import tiers_up
 from metamusesd.dispatcher.flaws import flaw
 from metamusesd.dispatcher.router import RoutingRules
 from metamusesd.job import parse_request
 from metamusesd.queues.base import Service
+from metamusesd.route import Route
 from metamusesd.wire import Finished, Frame, Token
 from tests.unit.dispatcher.stage import PlayedWorker, Stage
 
@@ -36,6 +38,8 @@ def request(**fields: Any) -> Any:
         (LOOP, {}, "repeated itself"),
         (PROSE + " the end." * 80, {}, "repeated itself"),
         ("ha " * 20, {}, ""),  # short enough to be meant
+        (PROSE + " " * 600 + "x", {}, ""),
+        ("", {"params": {"grammar": 'root ::= ""'}}, ""),
         ('{"a": 1}', {"params": {"json_schema": {"type": "object"}}}, ""),
         ('{"a": 1', {"params": {"json_schema": {"type": "object"}}}, "not the JSON"),
         ("[" + "1," * 200 + "1]", {"params": {"json_schema": {"type": "array"}}}, ""),
@@ -107,6 +111,31 @@ async def test_who_does_not_want_it_keeps_the_first_answer(stage: Stage, body: d
     id = await stage.submit(json.dumps(body).encode())
     await say(small, LOOP)
     assert (await stage.ended(id)).content == LOOP
+
+
+async def test_a_cut_answer_is_no_flaw(stage: Stage) -> None:
+    """By its own bound: a heavier tier would be cut as well."""
+    small, _ = await stage.worker(), await stage.worker(row=1, tier="heavy")
+    id = await stage.submit()
+    await say(small, LOOP, "length")
+    assert (await stage.ended(id)).tier == "fast"
+
+
+async def test_a_tier_without_workers_is_no_help(stage: Stage) -> None:
+    """The flawed answer stands, instead of waiting for a tier that may never come."""
+    small = await stage.worker()
+    id = await stage.submit()
+    await say(small, LOOP)
+    assert (await stage.ended(id)).tier == "fast"
+
+
+def test_a_specialist_is_helped_by_the_heaviest_alone() -> None:
+    """Never by a lighter tier, whatever the policy accepts."""
+    every = Route(tiers=("math", "heavy", "medium", "fast"), policy="degrade_ok")
+    assert tiers_up("math", every) == ("heavy",)
+    assert tiers_up("math", Route(tiers=("math", "medium"))) == ()
+    assert tiers_up("fast", every) == ("medium", "heavy")
+    assert tiers_up("heavy", every) == ()
 
 
 async def test_what_nobody_has_read_may_start_again(stage: Stage) -> None:
