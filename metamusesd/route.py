@@ -81,5 +81,13 @@ def decode_route(raw: bytes) -> Route:
     return _ROUTE.decode(raw)
 
 
+def read_route(raw: bytes) -> Route | None:
+    """The same; None where there is none, or one of another version, or somebody wrote it by hand."""
+    try:
+        return decode_route(raw) if raw else None
+    except msgspec.MsgspecError:
+        return None
+
+
 _JSON = msgspec.json.Encoder()
 _ROUTE = msgspec.json.Decoder(Route)

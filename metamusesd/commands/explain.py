@@ -15,7 +15,7 @@ from metamusesd.commands import screen
 from metamusesd.commands.producer import produce
 from metamusesd.job import TERMINAL, Priority, Result
 from metamusesd.queues.base import JobEvent, JobView
-from metamusesd.route import CacheNote, Route, decode_route
+from metamusesd.route import CacheNote, Route, read_route
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ async def _explain(client: Client, args: argparse.Namespace) -> int:
     view = await client.status(args.id)
     events = await client.history(args.id)
     result = await client.wait(args.id) if view.state in TERMINAL else None
-    route = (result.route if result is not None else None) or _route(view.route)
+    route = (result.route if result is not None else None) or read_route(view.route)
     note = result.cache if result is not None else route.lookup if route is not None else None
     if args.json:
         print(json.dumps(_record(view, events, result, route, note), ensure_ascii=False))
@@ -44,13 +44,6 @@ async def _explain(client: Client, args: argparse.Namespace) -> int:
     if route is not None and route.placed is not None and route.placed.loads:
         screen.show("", _workers(route))
     return 0
-
-
-def _route(raw: bytes) -> Route | None:
-    try:
-        return decode_route(raw) if raw else None
-    except msgspec.MsgspecError:
-        return None
 
 
 def _record(

@@ -11,12 +11,13 @@ from typing import Any
 
 from metamusesd import cli
 from metamusesd.commands import screen
-from metamusesd.config import Config
-from metamusesd.dispatcher.router import TierView, routing_rules_of
+from metamusesd.config import POLICIES, Config
+from metamusesd.dispatcher.router import TierView, routing_rules_of, views_of
 from metamusesd.dispatcher.router import route as find
 from metamusesd.errors import InvalidRequest
-from metamusesd.job import InferenceRequest, parse_request
+from metamusesd.job import parse_request
 from metamusesd.route import Route
+from metamusesd.tiers import TIERS
 
 
 def add_route(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_route(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jsonl", metavar="FILE", help="many prompts, one JSON object a line: {id, query}")
     parser.add_argument("--out", metavar="PRED", help="with --jsonl: write the answers here, not to the terminal")
     parser.add_argument("--tenant", default="default", help="whose prompt it is; see [tenants]")
-    parser.add_argument("--policy", choices=("strict", "prefer", "degrade_ok", "upgrade_ok"), help="as `tier_policy`")
+    parser.add_argument("--policy", choices=POLICIES, help="as `tier_policy`")
     parser.add_argument("--all-tiers", action="store_true", help="as if every tier were enabled")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.epilog = "The text alone decides: no model is called, no daemon is needed."
@@ -33,7 +34,7 @@ def add_route(parser: argparse.ArgumentParser) -> None:
 def route(args: argparse.Namespace) -> int:
     """Route one prompt, or each line of a file."""
     config = cli.configuration(args)
-    views = _views(config, args.all_tiers)
+    views = [TierView(tier, "") for tier in TIERS] if args.all_tiers else views_of(config)
     if args.jsonl:
         return _file(args, config, views)
     text = sys.stdin.read() if args.text in ([], ["-"]) else " ".join(args.text)
@@ -42,21 +43,9 @@ def route(args: argparse.Namespace) -> int:
     return 0
 
 
-def _views(config: Config, every: bool) -> list[TierView]:
-    from metamusesd.tiers import TIERS
-
-    enabled = config.enabled_tiers()
-    if every:
-        return [TierView(tier, "") for tier in TIERS]
-    return [TierView(name, model) for name, tier in enabled.items() for model in tier.models]
-
-
 def _route(text: str, args: argparse.Namespace, config: Config, views: list[TierView]) -> Route:
     body = {"user_query": text, "tenant": args.tenant, "tier_policy": args.policy}
-    return _found(parse_request({key: value for key, value in body.items() if value}), config, views)
-
-
-def _found(request: InferenceRequest, config: Config, views: list[TierView]) -> Route:
+    request = parse_request({key: value for key, value in body.items() if value})
     return find(request, views, routing_rules_of(config))
 
 

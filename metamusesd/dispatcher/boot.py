@@ -21,7 +21,7 @@ from metamusesd.dispatcher.endings import Retries
 from metamusesd.dispatcher.identities import defaults_of
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.dispatcher.rounds import Rounds
-from metamusesd.dispatcher.router import TierView, routing_rules_of
+from metamusesd.dispatcher.router import routing_rules_of, views_of
 from metamusesd.errors import QueueError, QueueRefused
 from metamusesd.log import get_logger
 from metamusesd.queues.base import Queue
@@ -46,9 +46,7 @@ class Boot:
         self._birth = birth
         self._log = get_logger(birth.name, pid=os.getpid())
         self._owner = f"{birth.instance}:{secrets.token_hex(6)}"
-        self._tiers = [
-            TierView(name, model) for name, tier in birth.config.enabled_tiers().items() for model in tier.models
-        ]
+        self._tiers = views_of(birth.config)
         self._lease_ms = int(birth.config.queue.lease_s * 1000)
 
     async def run(self, queue: Queue) -> int:
@@ -66,9 +64,9 @@ class Boot:
         analyse("")  # reads its weights: not under the first job
         dispatcher.ledger.started(os.getpid(), self._birth.generation)
         child.listen(self._heard, lambda: self._drain(0.0))
-        self._child.start(self._rounds.beat(), "beat")
-        self._child.start(self._serve(queue), "serve")
-        self._child.say({"say": "ready"})  # Redis may come when it likes
+        child.start(self._rounds.beat(), "beat")
+        child.start(self._serve(queue), "serve")
+        child.say({"say": "ready"})  # Redis may come when it likes
         try:
             return await child.exit
         finally:

@@ -23,7 +23,7 @@ from metamusesd.dispatcher.run import Back, End, Lost, Run
 from metamusesd.errors import ContextOverflow, InvalidRequest, JobExpired, MetamusesdError, NoCapacity, WorkerLost
 from metamusesd.job import Result, Timings, Usage, encode_result, parse_request
 from metamusesd.queues.base import Claim, Fault, Requeue, Settlement, Verdict
-from metamusesd.route import Route, decode_route
+from metamusesd.route import read_route
 from metamusesd.wire import Finished, Refused
 
 MOST_KILLS = 10  # more than so many kills from outside are no accident: the job kills its own worker
@@ -132,7 +132,7 @@ def _settle(
         usage = Usage(
             prompt_tokens=end.prompt_tokens, completion_tokens=end.completion_tokens, cached_tokens=end.cached_tokens
         )
-    timings, route, note = _timings(run, now_ns), _route(claim.route), None
+    timings, route, note = _timings(run, now_ns), read_route(claim.route), None
     if route is not None:
         route, note = msgspec.structs.replace(route, lookup=None, placed=run.placed), route.lookup
         if note is not None and note.kind == "flight":  # whom it was to follow has ended before it came
@@ -145,13 +145,6 @@ def _settle(
         cache=note,
     )  # fmt: skip
     return Settlement(claim.id, claim.token, state, encode_result(result))
-
-
-def _route(raw: bytes) -> Route | None:
-    try:
-        return decode_route(raw) if raw else None
-    except msgspec.MsgspecError:
-        return None  # another version's, or somebody wrote it by hand: no reason to fail the job
 
 
 def _timings(run: Run, now_ns: int) -> Timings:

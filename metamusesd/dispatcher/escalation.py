@@ -66,7 +66,7 @@ def tiers_up(served: str, route: Route) -> tuple[str, ...]:
     if route.escalated or route.policy == "strict":
         return ()
     least = GENERAL_TIERS.index(served) + 1 if served in GENERAL_TIERS else len(GENERAL_TIERS) - 1
-    return tuple(tier for tier in GENERAL_TIERS[least:] if tier in route.tiers and tier != served)
+    return tuple(tier for tier in GENERAL_TIERS[least:] if tier in route.tiers)
 
 
 def _may_start_again(run: Run, request: InferenceRequest) -> bool:

@@ -47,9 +47,7 @@ class Pump:
         self._waiting = set(tiers)  # tiers in which jobs may wait for a place
         self._freed = {tier: asyncio.Event() for tier in tiers}
         self._popped: set[str] = set()  # markers that were taken from other hosts, perhaps
-        self._news: set[str] = (
-            set()
-        )  # queues of which a marker came while a claim was under way: it may have missed them
+        self._news: set[str] = set()  # queues of which a marker came while a claim was under way: see _learn
         self._woken = asyncio.Event()
         self._woken.set()
         self._stopping = False

@@ -58,6 +58,11 @@ class RoutingRules:
 NO_TENANT_RULES = TenantRules()
 
 
+def views_of(config: Config) -> list[TierView]:
+    """The enabled tiers of one host, a view for each of their models."""
+    return [TierView(name, model) for name, tier in config.enabled_tiers().items() for model in tier.models]
+
+
 def routing_rules_of(config: Config) -> RoutingRules:
     """From [routing] and [tenants]."""
     return RoutingRules(

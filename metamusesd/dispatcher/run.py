@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from metamusesd.dispatcher.scheduler import estimate_tokens
 from metamusesd.queues.base import Claim, Verdict
 from metamusesd.route import Placed
 from metamusesd.wire import Finished, Keep, Refused, Token, Withdraw
@@ -60,7 +61,7 @@ class Run:
         self.parts: list[str] = []
         self.chars = self.tokens = 0
         self.route_ms = 0.0
-        self.prompt_estimate = len(claim.body) // 4
+        self.prompt_estimate = estimate_tokens(claim)
         self.logprobs: list[object] | None = None
         self.alone = False  # nobody else was in its worker since it was sent there
         self.neighbours = 0  # how many were there with it when the worker died

@@ -14,6 +14,7 @@ from metamusesd.job import Priority
 from metamusesd.queues.base import Claim, Want
 
 CLASSES = len(Priority)
+BYTES_A_TOKEN = 4  # of a job's body, roughly
 WARM_SHARE = 0.15  # of its prompt that a job with a known persona still has to compute, roughly
 GUESSED_PREFILL_RATE = 200.0  # tokens/s, until the worker has measured
 GUESSED_DECODE_RATE = 50.0
@@ -74,6 +75,11 @@ def _rooms(loads: Sequence[WorkerLoad]) -> list[int]:
                 rooms[priority] += min(load.slots - rivals, whole)
             rivals -= load.by_class[priority]
     return rooms
+
+
+def estimate_tokens(claim: Claim) -> int:
+    """Of a job's prompt, from the length of its body."""
+    return len(claim.body) // BYTES_A_TOKEN
 
 
 def own_tokens(prompt_tokens: int, warm: bool) -> float:

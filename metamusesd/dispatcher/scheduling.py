@@ -17,6 +17,7 @@ from metamusesd.dispatcher.links import Link
 from metamusesd.dispatcher.outlook import Outlook
 from metamusesd.dispatcher.places import Order
 from metamusesd.dispatcher.run import Run
+from metamusesd.dispatcher.scheduler import estimate_tokens
 from metamusesd.dispatcher.spread import spread
 from metamusesd.errors import InvalidRequest
 from metamusesd.job import InferenceRequest, parse_request
@@ -25,7 +26,6 @@ from metamusesd.route import Outlook as Expected
 from metamusesd.route import Route, decode_route
 from metamusesd.wire import Finished
 
-BYTES_A_TOKEN = 4  # of a job's body, roughly
 REMEMBERED = 10_000
 
 
@@ -96,7 +96,7 @@ class Scheduling:
 
     def _order(self, claim: Claim, facts: _Facts, tiers: Sequence[str]) -> Order:
         expected = {tier: self.lengths.expect(tier, facts.muse, facts.max_tokens) for tier in tiers}
-        return Order(claim.priority, len(claim.body) // BYTES_A_TOKEN, expected, tiers[0], self._margin)
+        return Order(claim.priority, estimate_tokens(claim), expected, tiers[0], self._margin)
 
     def served(self, tier: str) -> bool:
         """It has workers: here, or another host announces it."""
