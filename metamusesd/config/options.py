@@ -118,7 +118,7 @@ class Queue:
     )
     retry_most_s: float = option(30.0, "The longest pause before a retry.", least=0, most=86400)
     strand_s: float = option(
-        60.0, "A job whose tiers no live host serves for so long is routed again, or fails.", least=1, most=86400
+        60.0, "A job whose tiers have had no worker on any live host for so long is routed again.", least=1, most=86400
     )
     result_ttl_s: int = option(600, "How long a finished job can be read.", least=1, most=604800)
     lease_s: float = option(15.0, "How long a claim lasts without renewal.", least=1, most=600)

@@ -37,6 +37,10 @@ class Hosts:
         own = [self.own[tier]] if tier in self.own else []
         return own + [host.tiers[tier] for host in self._others if tier in host.tiers]
 
+    def served(self, tier: str) -> bool:
+        """Another host has a worker for it."""
+        return any(tier in host.tiers and host.tiers[tier].workers for host in self._others)
+
     def shared(self, tier: str) -> bool:
-        """Another host serves this tier, too."""
+        """Another host announces this tier, whether it has a worker for it now or not."""
         return any(tier in host.tiers for host in self._others)

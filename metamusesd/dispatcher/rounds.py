@@ -128,8 +128,9 @@ class Rounds:
     async def _survey(self) -> None:
         outlook, queue = self._dispatcher.outlook, self._queue
         identities = self._dispatcher.identities
+        ready = self._dispatcher.fleet.ready
         services = {
-            tier: replace(service, identity=(identities.own(tier) or [""])[-1])
+            tier: replace(service, identity=(identities.own(tier) or [""])[-1], workers=len(ready.get(tier, ())))
             for tier, service in outlook.services(self._free()).items()
         }
         await queue.announce(Host(self._owner, services), HOST_TTL_S)

@@ -99,8 +99,8 @@ class Scheduling:
         return Order(claim.priority, estimate_tokens(claim), expected, tiers[0], self._margin)
 
     def served(self, tier: str) -> bool:
-        """It has workers: here, or another host announces it."""
-        return bool(self._fleet.ready.get(tier)) or self._outlook.hosts.shared(tier)
+        """It has workers, here or on another host."""
+        return bool(self._fleet.ready.get(tier)) or self._outlook.hosts.served(tier)
 
 
 def _read(claim: Claim) -> _Facts:

@@ -292,6 +292,7 @@ class Service:
     factor_p50: float = 1.0
     factor_p90: float = 2.0
     identity: str = ""  # digest of all that makes its answers (cache.partition); empty: not known yet
+    workers: int = 1  # ready now; 0: the tier is configured here, and nobody serves it
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class Sweep:
 
     def _meet_hosts(self) -> None:
         living = [host for host, end_ms in self._store.hosts.values() if end_ms > self._now_ms]
-        self._served = {tier for host in living for tier in host.tiers}
+        self._served = {tier for host in living for tier, service in host.tiers.items() if service.workers}
         self._store.drain_hz = sum(service.start_hz for host in living for service in host.tiers.values())
 
     def _take_over(self) -> None:

@@ -145,7 +145,7 @@ def _known(ms: float) -> int | None:
 def _thousandths(service: Service) -> Service:
     start_hz, p50, p90 = (round(x * 1000) / 1000 for x in (service.start_hz, service.factor_p50, service.factor_p90))
     start_hz = max(start_hz, 0.001 if service.start_hz > 0 else 0.0)
-    return Service(service.model, max(service.free, 0), start_hz, p50, p90, service.identity)
+    return Service(service.model, max(service.free, 0), start_hz, p50, p90, service.identity, service.workers)
 
 
 def _view(job: Job) -> JobView:

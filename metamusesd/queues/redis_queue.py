@@ -257,7 +257,15 @@ def _pack_requeue(job: Requeue) -> Sequence[Argument]:
 def _pack_service(service: Service) -> Sequence[Argument]:
     start, p50, p90 = (round(number * 1000) for number in (service.start_hz, service.factor_p50, service.factor_p90))
     identity = service.identity or "-"
-    return service.model, identity, max(service.free, 0), max(start, int(service.start_hz > 0)), p50, p90
+    return (
+        service.model,
+        identity,
+        max(service.free, 0),
+        max(start, int(service.start_hz > 0)),
+        p50,
+        p90,
+        service.workers,
+    )
 
 
 def _unpack_verdicts(reply: list[bytes]) -> list[Verdict]:

@@ -126,13 +126,16 @@ def _unpack_view(id: str, fields: list[bytes | None]) -> JobView:
 def _unpack_host(owner: str, fields: list[bytes]) -> Host:
     said = dict(zip(fields[::2], fields[1::2], strict=True))
     tiers = _text(said.get(b"tiers", b"")).split()
-    parts = {tier: said.get(f"tier:{tier}".encode(), b"").split(b" ", 5) for tier in tiers}
-    return Host(owner, {tier: _unpack_service(*parts[tier]) for tier in tiers if len(parts[tier]) == 6})
+    parts = {tier: said.get(f"tier:{tier}".encode(), b"").split(b" ", 6) for tier in tiers}
+    return Host(owner, {tier: _unpack_service(*parts[tier]) for tier in tiers if len(parts[tier]) == 7})
 
 
-def _unpack_service(free: bytes, start: bytes, p50: bytes, p90: bytes, identity: bytes, model: bytes) -> Service:
+def _unpack_service(
+    free: bytes, start: bytes, p50: bytes, p90: bytes, workers: bytes, identity: bytes, model: bytes
+) -> Service:
     rates = (number(start) / 1000, number(p50) / 1000, number(p90) / 1000)
-    return Service(_text(model), number(free), *rates, "" if identity == b"-" else _text(identity))
+    known = "" if identity == b"-" else _text(identity)
+    return Service(_text(model), number(free), *rates, known, number(workers))
 
 
 def _known(ms: int) -> int | None:

@@ -150,6 +150,20 @@ async def test_a_served_tier_strands_nobody(bench: Bench) -> None:
     assert ids(await bench.claim("heavy")) == ["a"]
 
 
+async def test_a_tier_whose_workers_are_gone_strands_its_jobs(bench: Bench) -> None:
+    """A host that has the tier in its configuration and no worker for it does not serve it."""
+    bench.queue = await bench.again(Limits(strand_ms=1))
+    await bench.queue.announce(Host("other:1", {"heavy": Service("m", workers=0)}), 60)
+    assert (await bench.queue.hosts())[0].tiers["heavy"].workers == 0
+    await bench.submit("a")
+    await bench.claim("none", routed=(routed((await bench.claim())[0], "heavy"),))
+
+    async def rerouted() -> tuple[str, ...]:
+        return (await bench.queue.reap(OWNER, tiers=["heavy"])).rerouted
+
+    assert await until(rerouted) == ("a",)
+
+
 # evidence
 
 

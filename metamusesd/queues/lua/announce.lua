@@ -2,16 +2,18 @@
 --
 -- KEYS  p
 -- ARGV  owner ttl_ms, then for each tier: tier model identity free start_milli_hz factor_p50_milli factor_p90_milli
+--       workers
 --       identity: digest of all that makes its answers, for the caches; or `-` while nobody knows
 --       free: places that a job could take now; start_milli_hz: jobs started in 1000 s while jobs waited, 0 when nobody
---       knows yet; the factors, times 1000: real wait / raw prediction, see position.lua
+--       knows yet; the factors, times 1000: real wait / raw prediction, see position.lua; workers: ready now, with 0 the
+--       tier is configured there and served by nobody, see reap.lua
 -- reply 1
 --
 -- The same instance (owner = `<instance>:<nonce>`) under another nonce is forgotten: it was this one before a restart.
--- The hash `p:host:<owner>` holds tiers (separated by spaces), seen, and `tier:<tier>` = the four numbers,
+-- The hash `p:host:<owner>` holds tiers (separated by spaces), seen, and `tier:<tier>` = the five numbers,
 -- the identity and the model.
 
-local WIDTH, HEAD = 7, 2
+local WIDTH, HEAD = 8, 2
 local owner, ttl_ms = ARGV[1], tonumber(ARGV[2])
 
 local function check()

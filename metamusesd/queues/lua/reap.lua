@@ -13,7 +13,7 @@
 -- Time-outs are for jobs that have never started, and stand in ingress or in one of the tiers. Those of one class stand in
 -- the order in which they came, so that only the front of each class is looked at. `patient` jobs have none: they lead a
 -- flight for a higher class, or inherited one that had started.
--- Stranded: jobs wait in one of the tiers, and no live host has served it for strand_ms. They leave it, and go back to
+-- Stranded: jobs wait in one of the tiers, and no live host has had a worker for it for strand_ms. They leave it, and go back to
 -- ingress if no other of their tiers is served.
 -- Server's clock put back: a lease, a host or a delay that ends later than any can, is over as well (the doubt protects
 -- whoever still renews), and a tier that is unserved from the future on is so from now on.
@@ -49,7 +49,7 @@ local function meet_hosts()
     for i = 1, #said, 2 do
       local tier = string.match(said[i], '^tier:(.+)$')
       if tier then
-        served[tier] = true
+        served[tier] = served[tier] or string.match(said[i + 1], '^%d+ %d+ %d+ %d+ [1-9]') ~= nil
         drain = drain + (tonumber(string.match(said[i + 1], '^%d+ (%d+) ')) or 0)
       end
     end

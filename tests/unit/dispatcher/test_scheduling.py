@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from metamusesd.job import Result
-from metamusesd.queues.base import INGRESS, Depth, Service
+from metamusesd.queues.base import INGRESS, Depth, Host, Limits, Service
+from metamusesd.tiers import TIERS
 from metamusesd.wire import Finished, Frame, Token
 from tests.unit.dispatcher.stage import PlayedWorker, Stage
 
@@ -92,6 +94,24 @@ async def test_a_home_without_workers_is_no_home(stage: Stage) -> None:
     assert await answer(large) == id
     route = (await stage.ended(id)).route
     assert route is not None and "fast has no worker now" in route.reason
+
+
+async def test_a_home_whose_workers_die_while_jobs_wait(stage: Stage) -> None:
+    """They waited at home alone; when it has had no worker for `strand_ms` they are routed again, served elsewhere."""
+    stage.queue._store.limits = Limits(strand_ms=1)
+    full = await stage.worker(slots=0)
+    id = await stage.submit()
+    await stage.state(id, "ready")
+    await full.close()
+    large = await stage.worker(row=1, tier="heavy")
+    services = {"fast": Service("m", workers=0), "heavy": Service("h")}
+    await stage.queue.announce(Host("host:1", services), 60)
+    async with asyncio.timeout(5):
+        while not (await stage.queue.reap("host:1", tiers=TIERS)).rerouted:
+            await asyncio.sleep(0.001)
+    assert await answer(large) == id
+    end = await stage.ended(id)
+    assert (end.state, end.tier, end.attempt) == ("done", "heavy", 1)
 
 
 async def test_lengths_are_learnt(stage: Stage) -> None:

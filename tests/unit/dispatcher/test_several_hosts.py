@@ -106,6 +106,10 @@ def test_a_model_that_only_some_hosts_have() -> None:
     )
     assert hosts.views == (FAST, TierView("fast", "other"), HEAVY)
     assert hosts.shared("fast") and not hosts.shared("math") and not hosts.shared(INGRESS)
+    assert hosts.served("heavy") and not hosts.served("math")
+    hosts.update([Host("there:1", {"heavy": Service("h", workers=0)})])
+    assert hosts.shared("heavy") and not hosts.served("heavy") and HEAVY in hosts.views
+    hosts.update([Host("there:1", {"heavy": Service("h", 1, 2.0), "fast": Service("other")})])
     assert hosts.services("heavy") == [Service("h", 1, 2.0)]
     assert [service.model for service in hosts.services("fast")] == ["m", "other"]
 
