@@ -112,13 +112,24 @@ def digest_of(path: str | Path, report: Report | None = None) -> str:
     """
     path = Path(path)
     stamp = _stamp(path)
-    known = _remembered(path.parent).get(path.name)
-    if isinstance(known, dict) and {key: known.get(key) for key in stamp} == stamp and _is_digest(known.get("digest")):
-        return str(known["digest"])
+    if known := known_digest(path):
+        return known
     digest = hash_file(path, report)
     if _stamp(path) == stamp:  # else it was replaced meanwhile: the next call hashes again
         remember(path, digest)
     return digest
+
+
+def known_digest(path: Path) -> str:
+    """What is remembered of the file as it is now; empty: nothing. Never hashes, never raises."""
+    try:
+        stamp = _stamp(path)
+    except ModelNotFound:
+        return ""
+    known = _remembered(path.parent).get(path.name)
+    if isinstance(known, dict) and {key: known.get(key) for key in stamp} == stamp and _is_digest(known.get("digest")):
+        return str(known["digest"])
+    return ""
 
 
 def hash_file(path: Path, report: Report | None = None) -> str:

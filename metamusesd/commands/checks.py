@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from metamusesd import config as configuration
 from metamusesd.config import EMBEDDED, Config, Model
@@ -73,19 +72,15 @@ def _file(config: Config, name: str, model: Model) -> Finding:
 
 def _placement(config: Config) -> Iterator[Finding]:
     from metamusesd.supervisor.cpus import usable_cores
-    from metamusesd.supervisor.placement import place
+    from metamusesd.supervisor.measured import core_rates
+    from metamusesd.supervisor.placement import model_sizes, place
 
-    sizes = {name: _size(config.model_path(model)) for name, model in config.models.items() if model.file}
     try:
-        placement = place(config, usable_cores(), sizes)
+        placement = place(config, usable_cores(), model_sizes(config), core_rates(config))
     except ConfigError as error:
         yield from (Finding(mistake, wrong=True) for mistake in error.mistakes)
         return
     yield from (Finding(reason) for reason in placement.reasons)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _redis(config: Config) -> Iterator[Finding]:

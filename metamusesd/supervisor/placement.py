@@ -5,9 +5,9 @@
     3. tiers with a number of cores or workers take theirs      tiers with workers = auto, while a group fits
 
 No two workers ever share a core: that is refused with the arithmetic. `cores = auto` is as few cores as keep one
-stream above the tier's floor, estimated as CORE_BYTES_S / bytes of the model file a core. `auto` uses physical cores
-only; numbers may spill over to second hardware threads. Workers of the echo engine compute nothing and are not pinned,
-unless cores are given.
+stream above the tier's floor, by the rate that `metamusesd bench --write` has measured, else estimated as CORE_BYTES_S
+/ bytes of the model file a core. `auto` uses physical cores only; numbers may spill over to second hardware threads.
+Workers of the echo engine compute nothing and are not pinned, unless cores are given.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from metamusesd.errors import ConfigError
 from metamusesd.supervisor.cpus import Cores
 
 CORE_BYTES_S = 8e9  # of a model's weights that a core reads while it decodes: measured on small ones, else a guess
+UNMEASURED: Mapping[str, float] = {}
+
+Pace = tuple[float, str]  # tokens/s of one stream on one core, and how that is known
 
 
 @dataclass(slots=True)
@@ -52,10 +55,18 @@ class Placement:
     reasons: tuple[str, ...]
 
 
-def place(config: Config, cores: Cores, model_bytes: Mapping[str, int]) -> Placement:
-    """`model_bytes` by model name, 0 or missing when unknown. ConfigError: it does not fit, with the arithmetic."""
+def place(
+    config: Config, cores: Cores, model_bytes: Mapping[str, int], core_rates: Mapping[str, float] = UNMEASURED
+) -> Placement:
+    """`model_bytes` by model name, 0 or missing when unknown; `core_rates` as `measured.core_rates` has them.
+
+    ConfigError: it does not fit, with the arithmetic.
+    """
     pool = _Pool(cores)
-    demands = [_demand(name, tier, config, model_bytes, pool) for name, tier in config.enabled_tiers().items()]
+    demands = [
+        _demand(name, tier, config, _pace(tier, model_bytes, core_rates), pool)
+        for name, tier in config.enabled_tiers().items()
+    ]
     for demand in demands:
         if isinstance(demand.tier.cores, list):
             _give_listed(demand, pool)
@@ -110,9 +121,9 @@ class _Pool:
         return sum(number in self.physical for number in self.free)
 
 
-def _demand(name: str, tier: Tier, config: Config, model_bytes: Mapping[str, int], pool: _Pool) -> Demand:
+def _demand(name: str, tier: Tier, config: Config, pace: Pace, pool: _Pool) -> Demand:
     model = config.models[tier.model]
-    group, reason = _group(tier, model, max(model_bytes.get(each, 0) for each in tier.models))
+    group, reason = _group(tier, model, pace)
     least = len(tier.models)
     if isinstance(tier.workers, int) and tier.workers < least:
         raise ConfigError(
@@ -132,20 +143,32 @@ def _demand(name: str, tier: Tier, config: Config, model_bytes: Mapping[str, int
     return Demand(name, tier, model, group, least, True, reason)
 
 
-def _group(tier: Tier, model: Model, size: int) -> tuple[int, str]:
+def _pace(tier: Tier, model_bytes: Mapping[str, int], core_rates: Mapping[str, float]) -> Pace:
+    """Of the slowest of the tier's models; (0, "") when nothing is known of them."""
+    paces = []
+    for name in tier.models:
+        size, rate = model_bytes.get(name, 0), core_rates.get(name, 0.0)
+        if rate > 0:
+            paces.append((rate, f"{name}, measured at {rate:.0f} tokens/s a core,"))
+        elif size > 0:
+            guess = CORE_BYTES_S / size
+            paces.append((guess, f"{size / 1e6:.0f} MB at about {guess:.0f} tokens/s a core"))
+    return min(paces, default=(0.0, ""))
+
+
+def _group(tier: Tier, model: Model, pace: Pace) -> tuple[int, str]:
     """(cores a worker, why)."""
+    one_core_tokens_s, words = pace
     if isinstance(tier.cores, int):
         return tier.cores, "as configured"
     if tier.gpus:
         return 1, "the GPU computes"
     if model.engine == "echo":
         return (1 if isinstance(tier.cores, list) else 0), "echo computes nothing"
-    if size <= 0:
+    if one_core_tokens_s <= 0:
         return 1, "the model's size is unknown"
-    one_core_tokens_s = CORE_BYTES_S / size
     group = max(1, math.ceil(tier.floor_tokens_s / one_core_tokens_s))
-    estimate = f"{size / 1e6:.0f} MB at about {one_core_tokens_s:.0f} tokens/s a core"
-    return group, f"{estimate} keeps one stream above {tier.floor_tokens_s:g} tokens/s"
+    return group, f"{words} keeps one stream above {tier.floor_tokens_s:g} tokens/s"
 
 
 def _give_listed(demand: Demand, pool: _Pool) -> None:

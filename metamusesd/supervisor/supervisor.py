@@ -32,6 +32,7 @@ from metamusesd.supervisor.guard import Guard
 from metamusesd.supervisor.health import Answer, HealthServer
 from metamusesd.supervisor.herald import Herald
 from metamusesd.supervisor.links import Links, part
+from metamusesd.supervisor.measured import core_rates
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import Placement, model_sizes, place
 from metamusesd.supervisor.proc import kernel_sight
@@ -67,7 +68,7 @@ def run(config: Config, **entries: str) -> int:
     try:
         if missing := missing_models(config):
             raise ConfigError(missing)
-        placement = place(config, usable_cores(), model_sizes(config))
+        placement = place(config, usable_cores(), model_sizes(config), core_rates(config))
         home = open_home(config)
         supervisor = Supervisor(config, placement, home, Entries(**entries))
     except ConfigError as error:

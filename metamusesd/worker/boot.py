@@ -13,7 +13,8 @@ import threading
 from dataclasses import asdict
 
 from metamusesd import control
-from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth
+from metamusesd.config import Config
+from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth, WorkerSpec
 from metamusesd.engines.base import Engine, EngineSpec
 from metamusesd.engines.choice import make_engine
 from metamusesd.errors import EngineError, MetamusesdError, ModelLoadFailed
@@ -55,14 +56,18 @@ def main(birth: Birth) -> int:
 
 
 def engine_spec(birth: Birth) -> EngineSpec:
-    """What to load, out of the configuration and the placement. Raises ModelNotFound or ModelLoadFailed."""
+    """What this child is to load."""
     assert birth.worker is not None
-    worker = birth.worker
-    model = birth.config.models[worker.model]
+    return spec_of(birth.config, birth.worker)
+
+
+def spec_of(config: Config, worker: WorkerSpec) -> EngineSpec:
+    """What to load, out of the configuration and the placement. Raises ModelNotFound or ModelLoadFailed."""
+    model = config.models[worker.model]
     engine = "llamacpp" if model.engine == "auto" else model.engine
     path, digest = "", model.digest
     if engine != "echo":
-        path = str(birth.config.model_path(model))
+        path = str(config.model_path(model))
         digest = digest_of(path)
         if model.digest and model.digest != digest:
             raise ModelLoadFailed(f"{path} has digest {digest}; models.{worker.model}.digest says {model.digest}")

@@ -57,6 +57,21 @@ def test_tiers_share_what_is_there_and_what_is_left_goes_round():
     assert found == {"fast-0": (0,), "heavy-0": (1, 2, 3, 4, 5), "fast-1": (6,), "fast-2": (7,)}
 
 
+def test_a_measured_rate_goes_before_the_estimate():
+    """Four gigabytes that were measured at 4 tokens/s a core get three cores, and the reason says that."""
+    found = place(config(fast=Tier("large", workers=1)), cores(16), {"large": LARGE}, {"large": 4.0})
+    assert found.workers[0].cores == (0, 1, 2)
+    assert "large, measured at 4 tokens/s a core" in found.reasons[0]
+
+
+def test_the_slowest_model_of_a_tier_decides():
+    """A tier of two models has the cores that its slower one needs, whether it was measured or estimated."""
+    both = config(fast=Tier("small", more_models=["large"], workers=2))
+    sizes = {"small": SMALL, "large": LARGE}
+    assert len(place(both, cores(16), sizes, {"large": 20.0}).workers[0].cores) == 1
+    assert len(place(both, cores(16), sizes, {"small": 2.0}).workers[0].cores) == 5
+
+
 def test_a_model_too_large_for_the_host_runs_below_its_floor_and_says_so():
     """Slow beats not at all, but not silently."""
     found = place(config(fast=Tier("small"), heavy=Tier("large")), cores(3), {"small": SMALL, "large": LARGE})
