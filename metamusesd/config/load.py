@@ -1,4 +1,5 @@
-"""One TOML file, overridden by the environment, overridden by flags (`--set redis.url=…`). Standard library only.
+"""One TOML file, overridden by systemd's credentials, by the environment, by flags (`--set redis.url=…`). Standard
+library only.
 
 `load` collects every mistake, each as one line that names the key and the remedy, and raises them together as a
 ConfigError; nothing starts on a bad configuration.
@@ -20,6 +21,7 @@ from metamusesd.errors import ConfigError
 from metamusesd.tiers import DOMAINS, TIERS
 
 DEFAULT_FILE = Path("/etc/metamusesd/metamusesd.toml")
+SERVICE_CREDENTIALS = Path("/run/credentials/metamusesd.service")  # where systemd puts them; root may read it
 SOCKET_PATH_BYTES = 107
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -31,6 +33,8 @@ def load(
     environ = os.environ if environ is None else environ
     mistakes: list[str] = []
     data, source = _read(path or environ.get("METAMUSESD_CONFIG") or None, mistakes)
+    if directory := _credentials(environ, source):
+        _merge_credentials(data, directory, mistakes)
     _merge_environment(data, environ, mistakes)
     for key, text in (overrides or {}).items():
         _put(data, key, _scalar(text), mistakes)
@@ -54,6 +58,34 @@ def _read(path: str | Path | None, mistakes: list[str]) -> tuple[dict[str, Any],
     except tomllib.TOMLDecodeError as error:
         mistakes.append(f"{path}: is not TOML: {error}; correct that line")
     return {}, str(path)
+
+
+def _credentials(environ: Mapping[str, str], source: str) -> Path | None:
+    """Where secrets are. systemd tells the service; commands with the service's file use them if they may."""
+    if given := environ.get("CREDENTIALS_DIRECTORY"):
+        return Path(given)
+    shared = source == str(DEFAULT_FILE) and os.access(SERVICE_CREDENTIALS, os.R_OK | os.X_OK)
+    return SERVICE_CREDENTIALS if shared else None
+
+
+def _merge_credentials(data: dict[str, Any], directory: Path, mistakes: list[str]) -> None:
+    """A secret option is read from a file with the name of its variable in small letters: redis_url, qdrant_api_key."""
+    options = [(f"{section}.{spec.name}", spec.metadata["env"].lower())
+               for section, kind in SECTIONS.items() for spec in fields(kind) if not spec.repr]  # fmt: skip
+    for key, name in options:
+        path = directory / name
+        try:
+            secret = path.read_text("utf-8").strip()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            mistakes.append(f"{key}: the credential {path} cannot be read: {reason}; give a readable text file")
+            continue
+        if secret:
+            _put(data, key, secret, mistakes)
+        else:
+            mistakes.append(f"{key}: the credential {path} is empty; write the secret into it, or remove it")
 
 
 def _merge_environment(data: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]) -> None:

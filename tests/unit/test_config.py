@@ -152,6 +152,51 @@ def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in repr(load(None, environ={"REDIS_URL": "redis://:hunter2@host"}))
 
 
+def test_credentials_stand_between_file_and_environment(tmp_path: Path) -> None:
+    """systemd's credential redis_url goes before the file, REDIS_URL before both; a secret is never shown."""
+    path = tmp_path / "m.toml"
+    path.write_text("[redis]\nurl = 'redis://file'\n[cache]\nqdrant_api_key = 'file'")
+    (tmp_path / "redis_url").write_text("redis://:hunter2@host\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    loaded = load(path, environ=environ)
+    assert (loaded.redis.url, loaded.cache.qdrant_api_key) == ("redis://:hunter2@host", "file")
+    assert "hunter2" not in repr(loaded)
+    (tmp_path / "qdrant_api_key").write_text("1234")
+    assert load(path, environ=environ).cache.qdrant_api_key == "1234"
+    assert load(path, environ=environ | {"REDIS_URL": "redis://environment"}).redis.url == "redis://environment"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"\n", "is empty"), (b"\xff", "not UTF-8"), (None, "cannot be read: Is a directory")]
+)
+def test_a_credential_that_says_nothing_is_a_mistake(tmp_path: Path, content: bytes | None, words: str) -> None:
+    """Empty, or no text: the line names the option, the file and the remedy."""
+    path = tmp_path / "redis_url"
+    path.mkdir() if content is None else path.write_bytes(content)
+    [line] = mistakes_of("", tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert line.startswith("redis.url:") and str(path) in line and words in line
+
+
+@pytest.mark.parametrize(("shared", "url"), [(True, "redis://service"), (False, "embedded")])
+def test_commands_with_the_services_file_use_its_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool, url: str
+) -> None:
+    """Root's `metamusesd jobs` reaches the Redis of the service; a daemon with a file of its own does not."""
+    path = tmp_path / "m.toml"
+    path.write_text("")
+    (tmp_path / "redis_url").write_text("redis://service")
+    monkeypatch.setitem(load.__globals__, "SERVICE_CREDENTIALS", tmp_path)
+    if shared:
+        monkeypatch.setitem(load.__globals__, "DEFAULT_FILE", path)
+    assert load(path, environ={}).redis.url == url
+
+
+def test_every_secret_has_a_variable() -> None:
+    """Its credential is named by it."""
+    secrets = [spec for kind in (*SECTIONS.values(), *TABLES.values()) for spec in fields(kind) if not spec.repr]
+    assert secrets and all(spec.metadata["env"] for spec in secrets)
+
+
 def test_missing_models_are_named_with_the_remedy(tmp_path: Path) -> None:
     """A model file that is not there is one line that says how to bring it."""
     loaded = load(None, environ={"MODELS_DIR": str(tmp_path)})
