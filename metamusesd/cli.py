@@ -31,6 +31,7 @@ COMMANDS = {  # name: (group, what it does)
     "jobs": ("overview", "what waits in the queue, by tier and class, and which hosts serve it"),
     "dead": ("dead", "the quarantine: jobs under which workers died, and why"),
     "cache": ("cache", "the answer caches: facts, purge, explain, report a wrong hit, evaluate on your own questions"),
+    "bench": ("bench", "measure the configured models on this machine; --write keeps the rates for placement"),
     "models": ("models", "fetch, list, verify, inspect model files"),
     "version": ("daemon", "print versions"),
 }
