@@ -23,10 +23,12 @@ def run(args: argparse.Namespace) -> int:
     loaded = cli.configuration(args)
     if missing := config.missing_models(loaded):
         raise ConfigError(missing)
-    log.configure(loaded.log.level, loaded.log.format)
+    said = loaded.log
+    bounds = (said.repeats, said.repeats_jobs, said.repeat_s)
+    log.configure(said.level, said.format, prompts=said.prompts, repeats=bounds)
     from metamusesd.supervisor import supervisor
 
-    code: int = supervisor.run(loaded)
+    code: int = supervisor.run(loaded, lambda: cli.configuration(args))
     return code
 
 

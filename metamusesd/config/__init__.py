@@ -1,7 +1,8 @@
-"""The configuration: options.py says what there is, load.py reads it."""
+"""The configuration: options.py and observing.py say what there is, load.py reads it."""
 
 from metamusesd.config.load import DEFAULT_FILE, load
 from metamusesd.config.missing import missing_embedder, missing_models
+from metamusesd.config.observing import Log, Telemetry
 from metamusesd.config.options import (
     CLASSES,
     DEMO_MODEL,
@@ -13,7 +14,6 @@ from metamusesd.config.options import (
     Config,
     Daemon,
     JobClass,
-    Log,
     Model,
     Queue,
     Redis,
@@ -39,6 +39,7 @@ __all__ = [
     "Queue",
     "Redis",
     "Routing",
+    "Telemetry",
     "Tenant",
     "Tier",
     "load",

@@ -217,10 +217,14 @@ def _check(config: Config) -> list[str]:
     for name, model in config.models.items():
         if model.engine != "echo" and not model.file:
             mistakes.append(f"models.{name}.file: missing; name a GGUF file")
+        mistakes += [
+            f'models.{name}.canary."{prompt}": {text!r} is no text; give what the answer must contain, or ""'
+            for prompt, text in model.canary.items() if not isinstance(text, str)
+        ]  # fmt: skip
     if not config.enabled_tiers():
         mistakes.append("tiers: none is enabled; enable one")
     mistakes += _check_routing(config)
-    longest = config.runtime_dir / "control.sock"
+    longest = config.control_socket
     if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         mistakes.append(f"daemon.runtime_dir: {longest} is too long for a socket; choose a shorter directory")
     if config.cache.candidate_threshold > config.cache.similarity_threshold:
@@ -230,6 +234,8 @@ def _check(config: Config) -> list[str]:
             mistakes.append(f"cache.exact_domains: {domain!r} is no domain; use {', '.join(DOMAINS)}")
     if not re.match(r"^(embedded$|https?://[^/])", config.cache.qdrant_url):
         mistakes.append("cache.qdrant_url: not understood; use embedded, http://host:6333 or https://host:6333")
+    if not re.match(r"^($|https?://[^/])", config.telemetry.otlp_endpoint):
+        mistakes.append("telemetry.otlp_endpoint: not understood; use http://host:4318, https://…, or nothing")
     if not re.match(r"^[A-Za-z0-9_-]{1,100}$", config.cache.collection):
         mistakes.append("cache.collection: not a name; use 1 to 100 of A-Z a-z 0-9 _ -")
     if not re.match(r"^(embedded$|rediss?://|unix://|cluster://[^/]|sentinel://[^/]+/[^/]+)", config.redis.url):

@@ -7,21 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metamusesd.config.observing import Log, Telemetry
+from metamusesd.config.option import option
 from metamusesd.tiers import TIERS
 
 EMBEDDED = "embedded"
 POLICIES = ("upgrade_ok", "degrade_ok", "prefer", "strict")
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDER_FILES = ("model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json")
-
-
-def option(default: Any, help: str, *, least: float | None = None, most: float | None = None,
-           choices: tuple[str, ...] = (), env: str = "", secret: bool = False) -> Any:  # fmt: skip
-    """A dataclass field that carries its own documentation, bounds and environment variable."""
-    metadata = {"help": help, "least": least, "most": most, "choices": choices, "env": env}
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata, repr=not secret)
-    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def _state_dir() -> str:
@@ -232,16 +225,6 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """What is written to standard error."""
-
-    level: str = option("info", "", choices=("debug", "info", "warning", "error"))
-    format: str = option(
-        "auto", "`auto`: colours on a terminal, JSON lines elsewhere.", choices=("auto", "console", "json")
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Model:
     """A model that tiers may name."""
 
@@ -261,6 +244,13 @@ class Model:
         1.2, "Time that prompts may add to a step, as a multiple of the step's decode time.", least=0.1, most=100
     )
     yield_limit_s: float = option(0.5, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
+    canary: dict[str, Any] = option(
+        {}, "Golden prompts of a reload, and what each answer must contain: { \"What is 2+2?\" = \"4\" }; \"\": anything "
+        "sensible. Empty: two prompts of ours.",
+    )  # fmt: skip
+    canary_tokens_s: float = option(
+        1.0, "A model that decodes slower than this on a reload is refused; 0: however slow.", least=0, most=1e6
+    )
     options: dict[str, Any] = option({}, "Of one engine alone, handed over as they are.")
 
 
@@ -308,6 +298,7 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     routing: Routing = field(default_factory=Routing)
     log: Log = field(default_factory=Log)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     models: dict[str, Model] = field(default_factory=lambda: {"smollm2": Model(file=DEMO_MODEL)})
     tiers: dict[str, Tier] = field(default_factory=lambda: {"fast": Tier(model="smollm2")})
     classes: dict[str, JobClass] = field(default_factory=lambda: dict(CLASSES))
@@ -370,6 +361,11 @@ class Config:
         """Answers /livez, /readyz, /status, /metrics."""
         return self.runtime_dir / "health.sock"
 
+    @property
+    def control_socket(self) -> Path:
+        """Takes orders: reload, drain, undrain."""
+        return self.runtime_dir / "control.sock"
+
     def model_path(self, model: Model) -> Path:
         """The file of a model."""
         return self.models_dir / model.file
@@ -380,5 +376,5 @@ class Config:
 
 
 SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "cache": Cache, "routing": Routing,
-                              "log": Log}  # fmt: skip
+                              "log": Log, "telemetry": Telemetry}  # fmt: skip
 TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier, "classes": JobClass, "tenants": Tenant}

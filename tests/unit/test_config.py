@@ -76,6 +76,9 @@ def test_every_option_is_documented_and_has_a_default() -> None:
     [
         ("[daemon]\ndrain = 3", "daemon.drain:", "unknown key"),
         ("[demon]\n", "demon:", "unknown section"),
+        ('[telemetry]\notlp_endpoint = "localhost:4318"', "telemetry.otlp_endpoint:", "http://host:4318"),
+        ("[telemetry]\nsample = 1.5", "telemetry.sample:", "at most 1"),
+        ('[log]\nformat = "xml"', "log.format:", "journal"),
         ("daemon = 3", "daemon:", "write [daemon]"),
         ("[daemon]\ndrain_s = -1", "daemon.drain_s:", "at least 0"),
         ("[daemon]\ndrain_s = 1e9", "daemon.drain_s:", "at most"),
