@@ -6,6 +6,7 @@ export MODELS_DIR ?= $(CURDIR)/models
 FAULTS ?= --minutes 5
 
 .PHONY: help setup models demo run test test-faults check format lint types contracts bench faults lock clean
+.PHONY: install uninstall systemd-test
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -60,6 +61,15 @@ lock:  ## pin what pyproject.toml asks for; no addresses in it
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --annotation-style=line --extra llamacpp --extra cache --extra dev --output-file requirements.lock pyproject.toml
+
+install:  ## the service, as root, into PREFIX=/opt/metamusesd; again is an upgrade; GPU=1 on hosts with GPUs
+	@PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) GPU=$(GPU) packaging/install.sh install
+
+uninstall:  ## all of that but configuration and state; PURGE=1: those as well
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PURGE=$(PURGE) packaging/install.sh uninstall
+
+systemd-test: models  ## installs and runs the service under a real systemd in a container; as root, Debian
+	SYSTEMD_TEST=1 $(BIN)/python -m pytest tests/systemd -v --timeout 0
 
 clean:  ## the environment and caches; models stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -28,7 +28,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 def unit(tmp_path: Path) -> Path:
     """The service as it would be installed, with a program that exists."""
     path = tmp_path / "metamusesd.service"
-    path.write_text(SERVICE.replace("/opt/metamusesd/bin/metamusesd", "/bin/true"))
+    path.write_text(SERVICE.replace("/opt/metamusesd/current/bin/metamusesd", "/bin/true"))
     return path
 
 
