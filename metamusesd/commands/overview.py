@@ -9,8 +9,9 @@ from dataclasses import asdict
 from metamusesd import cli
 from metamusesd.client import Client
 from metamusesd.commands import screen
+from metamusesd.commands.advice import CLASSES
 from metamusesd.commands.producer import produce
-from metamusesd.commands.status import CLASSES, duration
+from metamusesd.commands.status import duration
 from metamusesd.queues.base import INGRESS, Depth, Host
 from metamusesd.tiers import TIERS
 

@@ -1,47 +1,87 @@
-"""Stage 0 · command line · how the running daemon is, on one screen: what its supervisor says on /status."""
+"""Stage 0 · command line · how the running daemon is, on one screen, and what to do about it.
+
+Exit codes: 0 ready; 1 degraded: work is done, something wants a look; 75 not ready: no work is taken now; 69 no daemon.
+"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from metamusesd import cli
 from metamusesd.commands import health, screen
+from metamusesd.commands.advice import CLASSES, Complaint, advise, health_of
+from metamusesd.config import Config
+from metamusesd.errors import MetamusesdError
 
-CLASSES = ("critical", "high", "normal", "low")
-COLOURS = {"ready": "green", "degraded": "yellow", "failed": "red", "backoff": "red", "starting": "yellow"}
+COLOURS = {"ready": "green", "degraded": "yellow", "not ready": "red", "failed": "red", "backoff": "red",
+           "starting": "yellow"}  # fmt: skip
+EXIT_BY_HEALTH = {"ready": 0, "degraded": 1, "not ready": 75}
+QUARANTINE_S = 1.0  # how long the queue may take to say what is quarantined; then it is left out
+MOST_DEAD = 1000
 
 Rates = Mapping[str, float]  # tokens/s by worker
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="what the daemon says, as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="what the daemon says, and the complaints, as one line")
+    parser.epilog = (
+        "exit codes: 0 ready, 1 degraded (work is done, something wants a look), 75 not ready (no work is taken now), "
+        "69 no daemon. Each complaint stands with its remedy."
+    )
 
 
 def status(args: argparse.Namespace) -> int:
-    """Print one frame; exit 69 when no daemon answers."""
-    answer = health.status(cli.configuration(args))
+    """Print one frame; the exit code says how the daemon is."""
+    config = cli.configuration(args)
+    answer = health.status(config)
+    complaints = advise(answer, config, _quarantined(config, answer))
     if args.json:
-        print(json.dumps(answer, ensure_ascii=False))
+        told = [
+            {"grade": "bad" if each.bad else "warn", "text": each.text, "remedy": each.remedy} for each in complaints
+        ]
+        print(json.dumps(answer | {"health": health_of(complaints), "complaints": told}, ensure_ascii=False))
     else:
-        screen.show(*frame(answer))
+        screen.show(*frame(answer, complaints=complaints))
+    return EXIT_BY_HEALTH[health_of(complaints)]
+
+
+def _quarantined(config: Config, answer: Mapping[str, Any]) -> int:
+    """How many jobs are; 0 when the queue cannot say that at once."""
+    if not answer.get("dispatcher", {}).get("redis_ok"):
+        return 0
+    with suppress(MetamusesdError, TimeoutError):
+        return asyncio.run(_count_dead(config))
     return 0
 
 
-def frame(answer: dict[str, Any], measured: Rates | None = None) -> list[object]:
-    """Headline, reasons, workers, vectors, queues. `measured` replaces the workers' own moving averages."""
-    parts: list[object] = [_headline(answer)]
-    complaints = [*answer.get("reasons", []), *answer.get("degraded", [])]
-    parts += [f"  [yellow]{screen.plain(complaint)}[/]" for complaint in complaints]
-    parts += ["", _workers(answer.get("workers", []), measured)]
+async def _count_dead(config: Config) -> int:
+    from metamusesd.client import Client
+
+    async with asyncio.timeout(QUARANTINE_S), Client.from_config(config) as client:
+        return len(await client.dead(MOST_DEAD))
+
+
+def frame(answer: dict[str, Any], measured: Rates | None = None, complaints: Sequence[Complaint] = ()) -> list[object]:
+    """Headline, workers, vectors, queues, complaints. `measured` replaces the workers' own moving averages."""
+    parts: list[object] = [_headline(answer, complaints), ""]
+    parts += [_workers(answer.get("workers", []), measured)]
     parts += [_vectors(vectors)] if (vectors := answer.get("vectors")) else []
-    return [*parts, "", _queues(answer.get("queues", {}))]
+    parts += ["", _queues(answer.get("queues", {}))]
+    for complaint in complaints:
+        colour = "red" if complaint.bad else "yellow"
+        parts += ["", f"[{colour}]{screen.plain(complaint.text)}[/]", f"  → {screen.plain(complaint.remedy)}"]
+    return parts
 
 
-def _headline(answer: dict[str, Any]) -> str:
+def _headline(answer: dict[str, Any], complaints: Sequence[Complaint]) -> str:
     state, dispatcher, redis = answer.get("state", "?"), answer.get("dispatcher", {}), answer.get("redis", {})
+    if state in ("ready", "degraded"):
+        state = health_of(complaints)
     workers = answer.get("workers", [])
     ready = sum(worker.get("status") == "ready" for worker in workers)
     trouble = dispatcher.get("redis_trouble", "none")

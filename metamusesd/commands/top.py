@@ -14,8 +14,12 @@ from typing import Any
 
 from metamusesd import cli
 from metamusesd.commands import health, screen
+from metamusesd.commands.advice import advise
 from metamusesd.commands.status import frame
+from metamusesd.config import Config
 from metamusesd.errors import DaemonAway
+
+MOST_COMPLAINTS = 4
 
 
 def add_top(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +33,12 @@ def top(args: argparse.Namespace) -> int:
     config = cli.configuration(args)
     answer = health.status(config)
     if args.once or not sys.stdout.isatty():
-        screen.show(*frame(answer))
+        screen.show(*_frame(answer, config))
         return 0
     interval_s = max(0.1, args.interval)
     with _keys(), screen.live() as draw, contextlib.suppress(KeyboardInterrupt):
         before, before_s = _generated(answer), time.monotonic()
-        draw(frame(answer))
+        draw(_frame(answer, config))
         while not _pressed_q(interval_s):
             try:
                 answer = health.status(config)
@@ -42,9 +46,17 @@ def top(args: argparse.Namespace) -> int:
                 draw([f"[red]{screen.plain(error.message)}[/]", "", "waiting for it; q leaves"])
                 continue
             now, now_s = _generated(answer), time.monotonic()
-            draw([*frame(answer, _rates(before, now, now_s - before_s)), "", "[dim]q leaves[/]"])
+            draw([*_frame(answer, config, _rates(before, now, now_s - before_s)), "", "[dim]q leaves[/]"])
             before, before_s = now, now_s
     return 0
+
+
+def _frame(answer: dict[str, Any], config: Config, measured: dict[str, float] | None = None) -> list[object]:
+    """As `status` has it, without what only the queue knows; the worst complaints only, for a screen has an end."""
+    complaints = advise(answer, config)
+    parts = frame(answer, measured, complaints[:MOST_COMPLAINTS])
+    more = len(complaints) - MOST_COMPLAINTS
+    return [*parts, *([f"and {more} more: `metamusesd status`"] if more > 0 else [])]
 
 
 def _generated(answer: dict[str, Any]) -> dict[str, int]:
