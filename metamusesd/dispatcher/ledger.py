@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable
 
 from metamusesd.board import Board, RedisTrouble
+from metamusesd.dispatcher.escalation import REASON as ESCALATED
 from metamusesd.dispatcher.run import End, Run
 from metamusesd.errors import MetamusesdError, QueueError, QueueFault, QueueRefused, QueueUnavailable
 from metamusesd.job import Priority
 from metamusesd.log import Logger
 from metamusesd.metrics import MetricsPage
-from metamusesd.queues.base import Append, Claim, Depth, Fault, Requeue, Settlement, Verdict
+from metamusesd.queues.base import Append, Claim, Depth, Fault, Reaped, Requeue, Settlement, Verdict
+from metamusesd.route import Route, read_route
+from metamusesd.tiers import GENERAL_TIERS
 from metamusesd.wire import Finished, Refused
 
 FAULT_SHOWN_NS = 5_000_000_000  # so long after the last one; who meets it again shows it again
+LEASES_NS = 1_000_000_000
 _CRASHES = (Fault.CRASH, Fault.CRASH_ALONE, Fault.KILLED)
 _CLASSES = {priority.value: priority.name.lower() for priority in Priority}
 
 
 class Ledger:
-    """Counts and writes; decides nothing."""
+    """Counts and writes; decides nothing. `max_crashes`: of the queue; it does not say when it buries a job."""
 
-    def __init__(self, board: Board, log: Logger) -> None:
+    def __init__(self, board: Board, log: Logger, max_crashes: int = 3) -> None:
         self.redis_ok = False
         self.claims = self.settled = self.faults = 0
-        self._board, self._log = board, log
+        self._board, self._log, self._max_crashes = board, log, max_crashes
         self._trouble, self._fault_ns = RedisTrouble.UNREACHABLE, 0
+        self._leases_ns, self._had_leases = 0, True  # a dispatcher before us may have left some
         self._page = MetricsPage(board.metric_words)
 
     def claimed(self, claim: Claim) -> None:
@@ -41,6 +48,10 @@ class Ledger:
         self._page.count("requests_total", "failed")
         self._page.count("refusals_total", error.code)
         self._log.info("job refused", job=claim.id, code=error.code)
+
+    def routed(self, route: Route) -> None:
+        """Stage 3: again for a job that is routed again."""
+        self._page.count("requests_routed_total", f"{route.domain}/{route.complexity}")
 
     def looked_up(self, outcome: str, where: str, started_ns: int = 0) -> None:
         """Stage 4: a hit, a miss, refused (something was near), skipped or failed."""
@@ -71,24 +82,34 @@ class Ledger:
     def token(self, run: Run, now_ns: int) -> None:
         """One step's text."""
         if run.token_ns:
-            self._page.observe("inter_token_latency_seconds", run.tier, (now_ns - run.token_ns) / 1e9)
+            label = f"{run.tier}/{_CLASSES[run.claim.priority]}"
+            self._page.observe("inter_token_latency_seconds", label, (now_ns - run.token_ns) / 1e9)
         run.token_ns = now_ns
 
     def ended(self, run: Run, end: End, outcome: Settlement | Requeue | None, verdict: Verdict) -> None:
         """Stage 10, after the queue has answered."""
         if isinstance(outcome, Requeue):
-            self._page.count("request_restarts_total", "retry" if outcome.fault is Fault.ERROR else outcome.reason)
-            if outcome.fault in _CRASHES:
-                self._page.count("crashes_total", outcome.fault)
+            self._given_back(run, outcome)
             say = self._log.debug if isinstance(end, Refused) else self._log.info  # refusals come in bursts
             fault = str(outcome.fault)
             say("job given back", job=run.claim.id, reason=outcome.reason, fault=fault, verdict=str(verdict))
         elif outcome is None or verdict is not Verdict.OK:
-            self._log.info(
-                "job was ended elsewhere", job=run.claim.id, verdict=str(end if outcome is None else verdict)
-            )
+            why = end if outcome is None else verdict
+            if why is Verdict.CANCELLED:
+                self._page.count("requests_total", "cancelled")
+            self._log.info("job was ended elsewhere", job=run.claim.id, verdict=str(why))
         else:
             self._settled(run, end, outcome)
+
+    def _given_back(self, run: Run, outcome: Requeue) -> None:
+        page, fault = self._page, outcome.fault
+        page.count("request_restarts_total", "retry" if fault is Fault.ERROR else outcome.reason)
+        if outcome.reason == ESCALATED:
+            page.count("escalations_total", run.tier)
+        if fault in _CRASHES:
+            page.count("crashes_total", fault)
+        if fault is Fault.CRASH_ALONE and run.claim.crashes + 1 >= self._max_crashes:
+            page.count("requests_total", "dead")
 
     def _settled(self, run: Run, end: End, outcome: Settlement) -> None:
         self.settled += 1
@@ -105,10 +126,48 @@ class Ledger:
             page.count("generation_tokens_total", tier, end.completion_tokens)
             page.count("prefix_cache_queries_total", tier, end.prompt_tokens)
             page.count("prefix_cache_hits_total", tier, end.cached_tokens)
-            page.observe("request_prefill_time_seconds", tier, end.prefill_ms / 1e3)
-            page.observe("request_decode_time_seconds", tier, end.decode_ms / 1e3)
+            page.observe("request_prefill_time_seconds", label, end.prefill_ms / 1e3)
+            page.observe("request_decode_time_seconds", label, end.decode_ms / 1e3)
             if end.error is None:
                 page.count("request_success_total", end.reason)
+                self._served(run)
+
+    def _served(self, run: Run) -> None:
+        """By whom, and by whom it was to be."""
+        route = read_route(run.claim.route)
+        wanted = (route.requested_tier or route.tiers[0]) if route is not None and route.tiers else ""
+        self._page.count("requests_served_total", f"{wanted}/{run.tier}")
+        if move := tier_move(wanted, run.tier):
+            self._page.count("tier_moves_total", move)
+
+    def reaped(self, reaped: Reaped) -> None:
+        """One sweep, whoever had held the jobs."""
+        for kind in ("requeued", "expired", "timed_out", "rerouted", "woken"):
+            if ids := getattr(reaped, kind):
+                self._page.count("reaped_total", kind, len(ids))
+        if reaped.expired:
+            self._page.count("requests_total", "expired", len(reaped.expired))
+
+    def leases(self, runs: Iterable[Run]) -> None:
+        """What is held now, and which of it a worker has. Call it often: it looks once a second."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._leases_ns < LEASES_NS:
+            return
+        self._leases_ns = now_ns
+        held, running = Counter[str](), Counter[str]()
+        for run in runs:
+            label = f"{run.tier}/{_CLASSES[run.claim.priority]}"
+            held[label] += 1
+            running[label] += run.link is not None
+        if held or self._had_leases:
+            self._page.set("leases_held", held)
+            self._page.set("leases_running", running)
+        self._had_leases = bool(held)
+
+    def exact_cache(self, entries: int, size_bytes: int) -> None:
+        """How much the exact cache holds; now and then."""
+        self._page.set("cache_entries", {"": entries})
+        self._page.set("cache_bytes", {"": size_bytes})
 
     # the board
 
@@ -120,6 +179,7 @@ class Ledger:
 
     def beat(self, running: int, workers: int, draining: bool, lag_ns: int) -> None:
         """Several times a second."""
+        self._page.observe("dispatcher_loop_lag_seconds", "", lag_ns / 1e9)
         self._board.dispatcher.write(
             beat_ns=time.monotonic_ns(), running=running, workers=workers, draining=int(draining), loop_lag_ns=lag_ns,
             redis_ok=int(self.redis_ok), claims=self.claims, settled=self.settled, redis_trouble=self._troubles(),
@@ -177,6 +237,15 @@ class Ledger:
             values |= {f"{queue}.critical": critical, f"{queue}.oldest_ms": max(0, depth.oldest_ms)}
         self._board.queues.write(**values)
         self._board.dispatcher.write(queues_ns=time.monotonic_ns())
+
+
+def tier_move(wanted: str, served: str) -> str:
+    """How a job came to another tier than the wanted one; nothing when it did not, or nobody knows what was wanted."""
+    if not wanted or wanted == served:
+        return ""
+    if wanted in GENERAL_TIERS and served in GENERAL_TIERS:
+        return "upgrade" if GENERAL_TIERS.index(served) > GENERAL_TIERS.index(wanted) else "downgrade"
+    return "sideways"
 
 
 def _trouble(error: QueueError | None) -> RedisTrouble:

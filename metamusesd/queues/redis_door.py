@@ -16,6 +16,7 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
+from metamusesd import REDIS_PROTOCOL
 from metamusesd.errors import QueueRefused, QueueUnavailable
 from metamusesd.queues.redis_address import Address
 from metamusesd.queues.redis_link import REPLY_ERROR, Argument, Link, connect
@@ -26,7 +27,7 @@ SCRIPTS = ("submit", "claim", "renew", "append", "settle", "cancel", "requeue", 
            "configure", "recount", "position", "push", "revive", "drop", "recall", "forget", "complain")  # fmt: skip
 # append stands before settle: see _bring_scripts
 PLACED = ("position", "push")  # scripts that take lua/place.lua, too
-PROTOCOL = b"3"  # the form of the keys; change it with any change that older scripts would trip over
+PROTOCOL = REDIS_PROTOCOL.encode()
 BLOCKING_LINKS = 16  # blocking reads at one time; more wait for their turn
 HOPS = 5  # redirections of one call
 REFUSED = ("denied", "policy")  # trouble that ends a start: the server must be configured otherwise

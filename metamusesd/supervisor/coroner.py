@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metamusesd.board import WORKER_FIELDS, Board, WorkerState
+from metamusesd.control import EXIT_BAD_CONFIG
 from metamusesd.supervisor import proc
 from metamusesd.supervisor.evidence import Evidence
 from metamusesd.supervisor.restart import is_explained
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import Kind
 
+EXIT_REASONS = ("done", "refused", "error", "signal", "killed", "out_of_memory", "hung", "stopped", "replaced")
 COUNT_S = 5.0
 MIB = 1 << 20
 
@@ -62,6 +65,7 @@ class Coroner:
         self._board, self._evidence = board, evidence
         self._kills = self._newer_kills = proc.memory_kills()  # what is known to belong to nobody of ours
         self._counted_s = 0.0
+        self.exits: Counter[tuple[str, str]] = Counter()  # by child and reason, for the metrics
 
     def count(self, now_s: float) -> None:
         """At every turn. DANGER: the kernel counts when it sends the signal, and a large process takes seconds to die;
@@ -83,6 +87,7 @@ class Coroner:
             was_ready=slot.was_ready, worked=self._worked(slot, row), killed=killed,
             ready_for_s=now_s - slot.ready_s if slot.was_ready else 0.0, hung=bool(slot.hung),
         )  # fmt: skip
+        self.exits[slot.name, _reason(slot, code, starved)] += 1
         return Death(
             exit=code, how=_how(slot, code, starved), lived_s=now_s - slot.started_s, killed=killed, hung=slot.hung,
             explained=explained, phase=phase_of(row, self._owed(slot)) if row else "",
@@ -121,6 +126,18 @@ def phase_of(row: Mapping[str, int], frames_sent: int) -> str:
     if state in (WorkerState.PREFILL, WorkerState.DECODE) and not row.get("slots_used", 1):
         return "preparing"
     return WorkerState(state).name.lower()
+
+
+def _reason(slot: Slot, code: int, starved: bool) -> str:
+    if slot.hung:
+        return "stopped" if slot.was_stopped else "hung"
+    if starved:
+        return "out_of_memory"
+    if slot.recycling:
+        return "replaced"
+    if code >= 0:
+        return {0: "done", EXIT_BAD_CONFIG: "refused"}.get(code, "error")
+    return "killed" if code == -signal.SIGKILL else "signal"
 
 
 def _how(slot: Slot, code: int, starved: bool) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_S = os.sysconf("SC_CLK_TCK")
+STAT_BYTES = 2048  # no process' line is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,22 @@ class Kernel:
 
 
 def kernel_sight(pid: int, root: Path = Path("/")) -> Kernel:
-    """The state of its main thread, and the CPU time of all its threads."""
+    """The state of its main thread, and the CPU time of all its threads. Asked of every child at every look: hence no
+    pathlib and no decoding."""
     try:
-        fields = (root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return Kernel(fields[0], (int(fields[11]) + int(fields[12])) / TICKS_S)
+        with open(f"{root}/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(STAT_BYTES).rpartition(b")")[2].split()
+        return Kernel(fields[0].decode(), (int(fields[11]) + int(fields[12])) / TICKS_S)
     except (OSError, ValueError, IndexError):
         return Kernel()
+
+
+def resident_bytes(pid: int, root: Path = Path("/")) -> int:
+    """Resident memory, shared or not; 0: unknown."""
+    try:
+        return int((root / f"proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def private_bytes(pid: int, root: Path = Path("/")) -> int:
@@ -68,3 +79,12 @@ def _counted(path: Path, name: str) -> int:
         return 0
     found = (line.partition(" ")[2] for line in lines if line.startswith(f"{name} "))
     return sum(int(text) for text in found if text.isdigit())
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that could be taken without swapping; 0: unknown. A cgroup's own limit is not counted."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0

@@ -1,4 +1,4 @@
-"""Supervisor · what health says: /status, /readyz and the computed part of /metrics, from the board and the slots.
+"""Supervisor · what health says: /status, /readyz and /metrics, from the board and the slots.
 
 Figures of the dispatcher carry their age; when its heartbeat is older than STALE_S they are marked stale, never
 hidden.
@@ -9,21 +9,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from metamusesd import __version__
 from metamusesd.board import QUEUES, Board, RedisTrouble, SlotStatus, WorkerState, rates
 from metamusesd.config import EMBEDDED, Config
-from metamusesd.metrics import MetricsPage, expose
-from metamusesd.supervisor import semantic
+from metamusesd.metrics import MetricsPage
+from metamusesd.supervisor import gauges, semantic
+from metamusesd.supervisor.gauges import NS, STALE_S
 from metamusesd.supervisor.health import Answer
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import Kind
 
-STALE_S = 5.0
-NS = 1_000_000_000
 CLASSES = ("low", "normal", "high", "critical")
 
 
@@ -39,6 +38,9 @@ class Reporter:
     placement: tuple[str, ...] = ()
     missing: str = ""  # why there is no semantic cache
     patience_s: Callable[[Slot], float] = lambda _slot: 0.0
+    cpu_s: Callable[[Slot], float] = lambda _slot: 0.0
+    exits: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the coroner counts them
+    _page: MetricsPage | None = None
 
     def answer(self, path: str) -> Answer | None:
         """For the health server. None: no such path."""
@@ -98,7 +100,13 @@ class Reporter:
 
     def metrics(self) -> str:
         """Prometheus text: the dispatcher's page, then what is computed now."""
-        return MetricsPage(self.board.metric_words).render() + "".join(self._gauges())
+        if self._page is None:
+            self._page = MetricsPage(self.board.metric_words)
+        facts = gauges.Facts(
+            self.config, self.slots, self.started_s, self.phase, ready=not self.reasons(),
+            degraded=bool(self.degraded()), exits=self.exits, cpu_s=self.cpu_s,
+        )  # fmt: skip
+        return self._page.render() + gauges.render(self.board, facts)
 
     def beat_age_s(self) -> float | None:
         """How old the dispatcher's heartbeat is; None before its first."""
@@ -205,46 +213,6 @@ class Reporter:
             "by_queue": {queue: {part: depths.get(f"{queue}.{part}", 0) for part in parts} for queue in QUEUES},
         }
 
-    def _gauges(self) -> Iterator[str]:
-        status = self.status()
-        workers, queues = status["workers"], status["queues"]["by_queue"]
-        labelled = [
-            ({"worker": worker["name"], "tier": worker["tier"], "model": worker["model"]}, worker) for worker in workers
-        ]
-        for name, help, key in WORKER_GAUGES:
-            yield expose(name, "gauge", help, [(labels, worker[key]) for labels, worker in labelled])
-        restarts = [({"child": slot.name}, slot.restarts) for slot in self.slots]
-        yield expose("restarts_total", "counter", "Restarts of our processes.", restarts)
-        up = [({"child": slot.name, "status": slot.status.name.lower()}, 1) for slot in self.slots]
-        yield expose("child_status", "gauge", "What each process is doing.", up)
-        waiting = [
-            ({"queue": queue, "class": name}, depth[name])
-            for queue, depth in queues.items()
-            for name in reversed(CLASSES)
-        ]
-        yield expose("num_requests_waiting", "gauge", "Jobs that wait, by queue and class.", waiting)
-        yield expose(
-            "num_requests_inflight", "gauge", "Jobs the dispatcher holds.", [({}, status["dispatcher"]["running"])]
-        )
-        stale = float(status["dispatcher"]["stale"])
-        yield expose("dispatcher_stale", "gauge", "1: the dispatcher's figures are old.", [({}, stale)])
-        yield expose(
-            "dispatcher_beat_age_seconds",
-            "gauge",
-            "Since its heartbeat.",
-            [({}, status["dispatcher"]["beat_age_s"] or 0)],
-        )
-        yield expose(
-            "queues_age_seconds", "gauge", "Since the queues were counted.", [({}, status["queues"]["age_s"] or 0)]
-        )
-        yield expose(
-            "redis_up", "gauge", "1: the dispatcher reaches Redis.", [({}, float(status["dispatcher"]["redis_ok"]))]
-        )
-        vectors = status["vectors"] or {}
-        yield expose("vectors_up", "gauge", "1: the semantic cache serves.", [({}, float(_serves(status)))])
-        yield expose("vectors_entries", "gauge", "Answers in the semantic cache.", [({}, vectors.get("entries", 0))])
-        yield expose("ready", "gauge", "1: /readyz says 200.", [({}, float(not status["reasons"]))])
-
 
 TROUBLES = {
     RedisTrouble.UNREACHABLE: "the dispatcher has no connection to redis",
@@ -258,21 +226,6 @@ TROUBLES = {
     RedisTrouble.FAULT: "a queue script fails on a key of a wrong type",
 }
 VECTORS_SHOWN = ("asked", "done", "hits", "misses", "failures", "entries", "rss_bytes")
-WORKER_GAUGES = (
-    ("num_requests_running", "Sequences that generate now.", "slots_used"),
-    ("num_requests_preempted", "Sequences that yield to higher classes.", "preempted"),
-    ("num_slots", "Sequences that can generate at a time.", "slots"),
-    ("kv_cache_usage_perc", "Part of the KV cells in use, 0 to 1.", "kv_usage"),
-    ("prefill_tokens_per_second", "Measured rate of prompts.", "prefill_tokens_s"),
-    ("decode_tokens_per_second", "Measured rate of generation.", "decode_tokens_s"),
-    ("worker_generated_tokens", "Tokens generated by the present process.", "generated_tokens"),
-    ("worker_rss_bytes", "Resident memory.", "rss_bytes"),
-    ("worker_private_bytes", "Resident memory that it shares with nobody.", "private_bytes"),
-)
-
-
-def _serves(status: dict[str, Any]) -> bool:
-    return status["vectors"] is not None and not status["degraded"]
 
 
 def _life(slot: Slot) -> dict[str, Any]:

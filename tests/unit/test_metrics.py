@@ -8,7 +8,7 @@ import re
 import pytest
 
 from metamusesd.board import METRIC_WORDS, Board
-from metamusesd.metrics import FAMILIES, MetricsPage, expose
+from metamusesd.metrics import FAMILIES, Family, MetricsPage, expose, label_text
 
 SAMPLE = re.compile(r'^(metamusesd_[a-z0-9_]+)(?:\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)*)\})? (-?[0-9.e+-]+|\+Inf)$')
 
@@ -99,10 +99,25 @@ def test_no_two_metrics_share_a_word(page):
 
 def test_computed_metrics_escape_their_labels():
     """Quotes, backslashes and line breaks in a label cannot break the page."""
-    found = samples(expose("restarts_total", "counter", "Restarts.", [({"child": 'a"b\\c\nd'}, 2)]))
+    family = Family("restarts_total", "Restarts.", {"child": ()})
+    found = samples(expose(family, [(label_text({"child": 'a"b\\c\nd'}), 2)]))
     assert found == {("metamusesd_restarts_total", 'child="a\\"b\\\\c\\nd"'): 2.0}
 
 
-def test_an_unused_page_renders_headers_only(page):
-    """Nothing was counted: no samples, and still valid text."""
-    assert samples(page.render()) == {}
+def test_an_unused_page_shows_the_zeros_of_its_simple_counters(page):
+    """Counters with one label or none begin at zero, so that their first event is an increase; `other`, what has more
+    labels, and histograms begin with their first event."""
+    found = samples(page.render())
+    assert found["metamusesd_requests_total", 'state="dead"'] == 0
+    assert found["metamusesd_cache_complaints_total", ""] == 0
+    assert set(found.values()) == {0}
+    assert not [series for series in found if "other" in series[1] or "," in series[1] or series[0].endswith("_bucket")]
+
+
+def test_a_gauge_is_set_as_a_whole(page):
+    """What is not named any more is zero; odd labels add up as other."""
+    page.set("leases_held", {"fast/high": 3, "mars/high": 1, "pluto/high": 1})
+    assert page.value("leases_held", "fast/high") == 3
+    assert page.value("leases_held", "other/high") == 2
+    page.set("leases_held", {"heavy/low": 1})
+    assert (page.value("leases_held", "fast/high"), page.value("leases_held", "heavy/low")) == (0, 1)
