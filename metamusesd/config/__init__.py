@@ -1,8 +1,9 @@
 """The configuration: options.py and observing.py say what there is, load.py reads it."""
 
 from metamusesd.config.load import DEFAULT_FILE, load
+from metamusesd.config.loopback import loopback
 from metamusesd.config.missing import missing_embedder, missing_models
-from metamusesd.config.observing import Log, Telemetry
+from metamusesd.config.observing import Health, Log, Telemetry
 from metamusesd.config.options import (
     CLASSES,
     DEMO_MODEL,
@@ -33,6 +34,7 @@ __all__ = [
     "Cache",
     "Config",
     "Daemon",
+    "Health",
     "JobClass",
     "Log",
     "Model",
@@ -43,6 +45,7 @@ __all__ = [
     "Tenant",
     "Tier",
     "load",
+    "loopback",
     "missing_embedder",
     "missing_models",
 ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from metamusesd.config.loopback import loopback
 from metamusesd.config.options import CLASSES, DEMO_MODEL, SECTIONS, TABLES, Config
 from metamusesd.errors import ConfigError
 from metamusesd.tiers import DOMAINS, TIERS
@@ -223,7 +224,7 @@ def _check(config: Config) -> list[str]:
         ]  # fmt: skip
     if not config.enabled_tiers():
         mistakes.append("tiers: none is enabled; enable one")
-    mistakes += _check_routing(config)
+    mistakes += _check_routing(config) + _check_addresses(config)
     longest = config.control_socket
     if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         mistakes.append(f"daemon.runtime_dir: {longest} is too long for a socket; choose a shorter directory")
@@ -232,12 +233,22 @@ def _check(config: Config) -> list[str]:
     for domain in config.cache.exact_domains:
         if domain not in DOMAINS:
             mistakes.append(f"cache.exact_domains: {domain!r} is no domain; use {', '.join(DOMAINS)}")
+    if not re.match(r"^[A-Za-z0-9_-]{1,100}$", config.cache.collection):
+        mistakes.append("cache.collection: not a name; use 1 to 100 of A-Z a-z 0-9 _ -")
+    return mistakes
+
+
+def _check_addresses(config: Config) -> list[str]:
+    mistakes = []
     if not re.match(r"^(embedded$|https?://[^/])", config.cache.qdrant_url):
         mistakes.append("cache.qdrant_url: not understood; use embedded, http://host:6333 or https://host:6333")
     if not re.match(r"^($|https?://[^/])", config.telemetry.otlp_endpoint):
         mistakes.append("telemetry.otlp_endpoint: not understood; use http://host:4318, https://…, or nothing")
-    if not re.match(r"^[A-Za-z0-9_-]{1,100}$", config.cache.collection):
-        mistakes.append("cache.collection: not a name; use 1 to 100 of A-Z a-z 0-9 _ -")
+    if config.health.tcp:
+        try:
+            loopback(config.health.tcp)
+        except ValueError as error:
+            mistakes.append(f"health.tcp: {error}")
     if not re.match(r"^(embedded$|rediss?://|unix://|cluster://[^/]|sentinel://[^/]+/[^/]+)", config.redis.url):
         mistakes.append(
             "redis.url: not understood; use embedded, redis://host:port/db, rediss://…, unix:///path, "

@@ -36,6 +36,17 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """Where the daemon tells how it is, besides its UNIX socket."""
+
+    tcp: str = option(
+        "",
+        "An address of this machine alone, such as 127.0.0.1:9464, for a Prometheus that cannot scrape a UNIX socket. "
+        "Empty: none. Not changed by a reload.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     """Traces, for whoever runs a collector of OpenTelemetry. Needs `pip install metamusesd[otel]`."""
 

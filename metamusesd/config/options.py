@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metamusesd.config.observing import Log, Telemetry
+from metamusesd.config.observing import Health, Log, Telemetry
 from metamusesd.config.option import option
 from metamusesd.tiers import TIERS
 
@@ -298,6 +298,7 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     routing: Routing = field(default_factory=Routing)
     log: Log = field(default_factory=Log)
+    health: Health = field(default_factory=Health)
     telemetry: Telemetry = field(default_factory=Telemetry)
     models: dict[str, Model] = field(default_factory=lambda: {"smollm2": Model(file=DEMO_MODEL)})
     tiers: dict[str, Tier] = field(default_factory=lambda: {"fast": Tier(model="smollm2")})
@@ -376,5 +377,5 @@ class Config:
 
 
 SECTIONS: dict[str, type[Any]] = {"daemon": Daemon, "redis": Redis, "queue": Queue, "cache": Cache, "routing": Routing,
-                              "log": Log, "telemetry": Telemetry}  # fmt: skip
+                              "log": Log, "health": Health, "telemetry": Telemetry}  # fmt: skip
 TABLES: dict[str, type[Any]] = {"models": Model, "tiers": Tier, "classes": JobClass, "tenants": Tenant}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metamusesd import config
-from metamusesd.config import SECTIONS, TABLES, Config, load
+from metamusesd.config import SECTIONS, TABLES, Config, load, loopback
 from metamusesd.errors import ConfigError
 
 SAMPLE = Path(__file__).parents[2] / "etc" / "metamusesd.toml"
@@ -79,6 +79,12 @@ def test_every_option_is_documented_and_has_a_default() -> None:
         ('[telemetry]\notlp_endpoint = "localhost:4318"', "telemetry.otlp_endpoint:", "http://host:4318"),
         ("[telemetry]\nsample = 1.5", "telemetry.sample:", "at most 1"),
         ('[log]\nformat = "xml"', "log.format:", "journal"),
+        ('[health]\ntcp = "0.0.0.0:9464"', "health.tcp:", "127.0.0.1:9464"),
+        ('[health]\ntcp = "[2001:db8::1]:9464"', "health.tcp:", "[::1]:9464"),
+        ('[health]\ntcp = "localhost:9464"', "health.tcp:", "'localhost' is no address"),
+        ('[health]\ntcp = "::1:9464"', "health.tcp:", "not understood"),
+        ('[health]\ntcp = "127.0.0.1"', "health.tcp:", "no port"),
+        ('[health]\ntcp = "127.0.0.1:0"', "health.tcp:", "no port"),
         ("daemon = 3", "daemon:", "write [daemon]"),
         ("[daemon]\ndrain_s = -1", "daemon.drain_s:", "at least 0"),
         ("[daemon]\ndrain_s = 1e9", "daemon.drain_s:", "at most"),
@@ -237,3 +243,10 @@ def test_cache_mistakes_name_the_key(tmp_path: Path, key: str, value: str, words
     """What is wrong, and what would be right."""
     [line] = mistakes_of(f"[cache]\n{key} = {value}\n", tmp_path)
     assert line.startswith(f"cache.{key}:") and words in line
+
+
+def test_loopback_addresses_are_understood() -> None:
+    """Both families, any port, by number."""
+    assert loopback("127.0.0.1:9464") == ("127.0.0.1", 9464)
+    assert loopback("127.8.0.1:1") == ("127.8.0.1", 1)
+    assert loopback("[::1]:65535") == ("::1", 65535)
