@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,12 @@ def test_a_damaged_one_is_not_used_and_is_made_anew(directory: Path, monkeypatch
     assert "computes in 8 bit" in quantize.derive(directory)
     assert FastEmbedder(directory).weights == made.name and made.stat().st_mode & 0o777 == 0o644
     assert not (directory / ".derive-killed").exists()
+
+
+@needs_model
+def test_nothing_phones_home(tmp_path: Path) -> None:
+    """onnxruntime writes an identifier of the machine and a store of reports into a home, and does not into ours."""
+    program = f"from metamusesd.cache.embedder import FastEmbedder; FastEmbedder({str(SOURCE)!r}).embed(['What?'])"
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=50)
+    assert list(tmp_path.rglob("*")) == []
