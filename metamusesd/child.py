@@ -10,7 +10,7 @@ from typing import Any
 
 from metamusesd import control
 from metamusesd.control import EXIT_DIED, Birth
-from metamusesd.log import Logger
+from metamusesd.log import Logger, flush
 
 STOP_S = 1.0
 
@@ -48,12 +48,13 @@ class Child:
             self.exit.set_result(code)
 
     async def stop(self) -> None:
-        """Cancel what still runs, and wait for it a moment."""
+        """Cancel what still runs, and wait for it a moment. The log tells what it has held."""
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_S)
+        flush()
 
     def _receive(self, heard: Callable[[dict[str, Any], int | None], None]) -> None:
         try:

@@ -171,7 +171,7 @@ class Dispatcher:
     def _hit(self, claim: Claim, end: Settlement) -> None:
         """A cache has the answer: that is the end, whatever the tiers are doing."""
         self.outbox.put(end)
-        self.ledger.answered(claim)
+        self.ledger.answered(claim, end)
 
     def _refuse(self, claim: Claim, error: MetamusesdError) -> None:
         self.outbox.put(refusal(claim, error))

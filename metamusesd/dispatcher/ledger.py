@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from metamusesd.board import Board, RedisTrouble
+from metamusesd.dispatcher.chronicle import Chronicle
 from metamusesd.dispatcher.escalation import REASON as ESCALATED
 from metamusesd.dispatcher.run import End, Run
 from metamusesd.errors import MetamusesdError, QueueError, QueueFault, QueueRefused, QueueUnavailable
@@ -16,7 +17,7 @@ from metamusesd.metrics import MetricsPage
 from metamusesd.queues.base import Append, Claim, Depth, Fault, Reaped, Requeue, Settlement, Verdict
 from metamusesd.route import Route, read_route
 from metamusesd.tiers import GENERAL_TIERS
-from metamusesd.wire import Finished, Refused
+from metamusesd.wire import Finished
 
 FAULT_SHOWN_NS = 5_000_000_000  # so long after the last one; who meets it again shows it again
 LEASES_NS = 1_000_000_000
@@ -31,6 +32,7 @@ class Ledger:
         self.redis_ok = False
         self.claims = self.settled = self.faults = 0
         self._board, self._log, self._max_crashes = board, log, max_crashes
+        self._chronicle = Chronicle(log, max_crashes)
         self._trouble, self._fault_ns = RedisTrouble.UNREACHABLE, 0
         self._leases_ns, self._had_leases = 0, True  # a dispatcher before us may have left some
         self._page = MetricsPage(board.metric_words)
@@ -47,7 +49,7 @@ class Ledger:
         self.settled += 1
         self._page.count("requests_total", "failed")
         self._page.count("refusals_total", error.code)
-        self._log.info("job refused", job=claim.id, code=error.code)
+        self._chronicle.refused(claim, error)
 
     def routed(self, route: Route) -> None:
         """Stage 3: again for a job that is routed again."""
@@ -73,9 +75,10 @@ class Ledger:
         """So many hits were reported as wrong."""
         self._page.count("cache_complaints_total", amount=count)
 
-    def answered(self, claim: Claim) -> None:
+    def answered(self, claim: Claim, end: Settlement) -> None:
         """A cache has ended this job."""
         self.settled += 1
+        self._chronicle.answered(claim, end)
         self._page.count("requests_total", "done")
         self._page.count("request_success_total", "cache")
 
@@ -90,16 +93,15 @@ class Ledger:
         """Stage 10, after the queue has answered."""
         if isinstance(outcome, Requeue):
             self._given_back(run, outcome)
-            say = self._log.debug if isinstance(end, Refused) else self._log.info  # refusals come in bursts
-            fault = str(outcome.fault)
-            say("job given back", job=run.claim.id, reason=outcome.reason, fault=fault, verdict=str(verdict))
+            self._chronicle.given_back(run, end, outcome, verdict)
         elif outcome is None or verdict is not Verdict.OK:
             why = end if outcome is None else verdict
             if why is Verdict.CANCELLED:
                 self._page.count("requests_total", "cancelled")
-            self._log.info("job was ended elsewhere", job=run.claim.id, verdict=str(why))
+            self._chronicle.ended_elsewhere(run, why)
         else:
             self._settled(run, end, outcome)
+            self._chronicle.settled(run, outcome)
 
     def _given_back(self, run: Run, outcome: Requeue) -> None:
         page, fault = self._page, outcome.fault
@@ -145,6 +147,7 @@ class Ledger:
         for kind in ("requeued", "expired", "timed_out", "rerouted", "woken"):
             if ids := getattr(reaped, kind):
                 self._page.count("reaped_total", kind, len(ids))
+        self._chronicle.reaped(reaped)
         if reaped.expired:
             self._page.count("requests_total", "expired", len(reaped.expired))
 

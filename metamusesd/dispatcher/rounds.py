@@ -17,6 +17,7 @@ from metamusesd.dispatcher.dispatcher import Dispatcher
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.errors import QueueError, QueueFault
 from metamusesd.job import Priority
+from metamusesd.log import tick
 from metamusesd.queues.base import Host, Queue, Suspect, cancels
 from metamusesd.tiers import TIERS
 from metamusesd.wire import Complain
@@ -49,6 +50,7 @@ class Rounds:
             lag_ns = max(0, time.monotonic_ns() - due_ns)
             dispatcher.ledger.beat(len(dispatcher.held), dispatcher.fleet.size, self.draining, lag_ns)
             dispatcher.fleet.refresh()
+            tick()
             if dispatcher.held and dispatcher.ledger.redis_ok:
                 dispatcher.ask(SILENT_NS)
             due_ns = time.monotonic_ns() + int(BEAT_S * 1e9)

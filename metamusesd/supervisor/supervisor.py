@@ -23,7 +23,7 @@ from metamusesd.board import Board, SlotStatus
 from metamusesd.config import Config, missing_models
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
-from metamusesd.log import get_logger
+from metamusesd.log import flush, get_logger, tick
 from metamusesd.supervisor import redis_server, restart, semantic
 from metamusesd.supervisor.coroner import Coroner
 from metamusesd.supervisor.cpus import usable_cores
@@ -131,6 +131,7 @@ class Supervisor:
                 self._tell()
                 health.sweep()
             self._log.info("stopped", exit=self._code)
+            flush()
             return self._code
         except OSError as error:
             self._log.error("the supervisor cannot go on", problem=str(error))
@@ -232,6 +233,7 @@ class Supervisor:
         starting = self._phase in (Phase.STARTING, Phase.RUNNING)
         ready = self._phase is Phase.RUNNING and not self._reporter.reasons()
         self._herald.tell(starting, ready, self._nursery.dispatcher.status is not SlotStatus.READY)
+        tick()
 
     # what the turns do
 

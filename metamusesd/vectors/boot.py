@@ -20,7 +20,7 @@ from metamusesd.child import Child
 from metamusesd.config import EMBEDDED
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, Birth
 from metamusesd.errors import CacheError, EmbedderFailed, StoreFailed, StoreRefused
-from metamusesd.log import Logger, get_logger
+from metamusesd.log import Logger, get_logger, tick
 from metamusesd.vectors.door import Door
 from metamusesd.vectors.furnish import furnish
 from metamusesd.vectors.row import Row
@@ -130,6 +130,7 @@ class Boot:
         """Show that the loop turns, and tell what is wrong with the store or the embedder."""
         while True:
             self._row.beat()
+            tick()
             if self._semantic.trouble != self._told and time.monotonic() >= self._tell_s:
                 self._tell(self._semantic.trouble)
             await asyncio.sleep(BEAT_S)

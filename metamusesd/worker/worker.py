@@ -20,7 +20,7 @@ from metamusesd import control
 from metamusesd.engines.base import Engine
 from metamusesd.errors import EngineFailed, MetamusesdError, NoCapacity, WireError
 from metamusesd.job import Priority
-from metamusesd.log import Logger
+from metamusesd.log import Logger, tick
 from metamusesd.wire import Event, Finished, Frame, Generate, Hello, Refused
 from metamusesd.worker.pipe import Pipe
 from metamusesd.worker.preparing import Made, Preparing
@@ -68,6 +68,7 @@ class Worker:
                     self._step()
                 else:
                     self._row.beat(self._engine.statistics(), len(self._held), self._pipe)
+                    tick()
                 if self._preparing.pending and self._preparing.stuck_s() > PREPARE_LIMIT_S:
                     raise EngineFailed(f"a prompt took longer than {PREPARE_LIMIT_S:g} s to prepare")
         finally:
@@ -250,7 +251,7 @@ class Worker:
                 self._engine.admit(made.prepared.promoted(priority) if priority is not None else made.prepared)
         except NoCapacity as error:
             event = Refused(handle, error.code)
-            self._log.info("no room", job=made.order.id, problem=error.message)
+            self._log.debug("no room", job=made.order.id, attempt=made.order.attempt, problem=error.message)
         except MetamusesdError as error:
             event = Finished(handle, error=error.to_dict())
         if event is not None and self._held.pop(handle, 0):
