@@ -31,7 +31,11 @@ COMMANDS = {  # name: (group, what it does)
     "jobs": ("overview", "what waits in the queue, by tier and class, and which hosts serve it"),
     "dead": ("dead", "the quarantine: jobs under which workers died, and why"),
     "cache": ("cache", "the answer caches: facts, purge, explain, report a wrong hit, evaluate on your own questions"),
+    "doctor": ("doctor", "look at the machine and the running daemon: what is wrong, why it matters, what mends it"),
     "bench": ("bench", "measure the configured models on this machine; --write keeps the rates for placement"),
+    "reload": ("control", "read the configuration again and replace what differs, while jobs run"),
+    "drain": ("control", "give workers no more jobs; those that they have end"),
+    "undrain": ("control", "give drained workers jobs again"),
     "models": ("models", "fetch, list, verify, inspect model files"),
     "version": ("daemon", "print versions"),
 }

@@ -12,6 +12,7 @@ the child is gone.
                                stacks: a file's name in <state_dir>/evidence, or nothing
     supervisor ──► dispatcher  {"do": "retire", "row", "epoch"}   send it nothing more; it is to be replaced
     dispatcher ──► supervisor  {"say": "retired", "row", "epoch"}   this worker holds no job any more
+    supervisor ──► dispatcher  {"do": "resume", "row", "epoch"}   it may have jobs again
     supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0
     supervisor ──► dispatcher, vectors   {"do": "vectors", "epoch"} + one end of their pipe's socketpair; a larger epoch
                                replaces the pipe before it. EOF on it: vectors is gone, or will get another pipe
@@ -74,6 +75,7 @@ class Birth:
     generation: int  # counts the starts of this child
     row: int = -1  # a worker's row of the board
     worker: WorkerSpec | None = None
+    trial: bool = False  # a worker on trial: it shows what it can before it says that it is ready (worker/canary.py)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

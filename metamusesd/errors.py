@@ -27,6 +27,7 @@
     ├── EngineError
     │   ├── ModelNotFound        model_not_found       exit 78 of a worker: never retried
     │   ├── ModelLoadFailed      model_load_failed     exit 78 of a worker: never retried
+    │   ├── CanaryFailed         canary_failed         a new model is refused; the reload goes back
     │   ├── NoCapacity           no_capacity           no KV cells or slots now; the job goes back unburnt
     │   ├── EngineFailed         engine_failed         a decode failed; another try can help
     │   └── WorkerLost           worker_lost           its worker died, and the job asked not to be restarted
@@ -276,6 +277,13 @@ class ModelLoadFailed(EngineError):
     """The model file cannot be loaded."""
 
     code = "model_load_failed"
+    retryable = False
+
+
+class CanaryFailed(EngineError):
+    """The model did not pass its canary."""
+
+    code = "canary_failed"
     retryable = False
 
 

@@ -147,6 +147,8 @@ class Boot:
             self._dispatcher.fleet.unlink(message)
         elif do == "retire":
             self._child.start(self._retire(int(message["row"]), int(message["epoch"])), "retire")
+        elif do == "resume":
+            self._dispatcher.fleet.resume(int(message["row"]), int(message["epoch"]))
         elif do == "drain":
             self._drain(float(message.get("within_s", 0.0)))
         elif fd is not None:

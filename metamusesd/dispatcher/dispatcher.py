@@ -60,7 +60,7 @@ class Dispatcher:
     ) -> None:  # fmt: skip
         names = [tier.name for tier in tiers]
         self.held: set[Run] = set()
-        self.ledger = Ledger(board, log)
+        self.ledger = Ledger(board, log, max_crashes)
         self.outbox = Outbox(queue, self.overruled, self.ledger.redis, self.ledger.given_up)
         self.outlook = Outlook(owner, tiers)
         self.inquiry = Inquiry(queue, self.outlook.hosts, self._look_again)
@@ -147,6 +147,7 @@ class Dispatcher:
             known = error if isinstance(error, MetamusesdError) else MetamusesdError(f"{type(error).__name__}: {error}")
             self._refuse(claim, known)
             return
+        self.ledger.routed(found)
         self.lookup.put(Routing(claim, request, found, (time.monotonic_ns() - started_ns) / 1e6))
 
     def _forward(self, job: Routing, flight: str) -> None:
@@ -261,7 +262,7 @@ class Dispatcher:
             async with asyncio.timeout(within_s):
                 await link.idle.wait()
         except TimeoutError:
-            for run in list(link.runs.values()):
+            for run in list(link.runs.values()) if link.retired else ():
                 self._drop(run, Back("retired"))
 
     async def _emptied(self) -> None:

@@ -74,12 +74,26 @@ class Fleet:
         link = self._links.get(row)
         if link is None or link.epoch != epoch or link.closed:
             return None
+        link.retired = True
         self._retire(link)
         return link
 
+    def resume(self, row: int, epoch: int) -> None:
+        """A retired one gets runs again."""
+        link = self._links.get(row)
+        if link is None or link.epoch != epoch or link.closed or not link.retired:
+            return
+        link.retired = False
+        if link.hello is not None:
+            self._enlist(link)
+
     def _greeted(self, link: Link) -> None:
-        self.ready.setdefault(link.tier, []).append(link)
         self._log.info("worker linked", worker=link.worker, epoch=link.epoch, tier=link.tier)
+        if not link.retired:
+            self._enlist(link)
+
+    def _enlist(self, link: Link) -> None:
+        self.ready.setdefault(link.tier, []).append(link)
         self.freed(link)
         self._hooks.changed(link)
 

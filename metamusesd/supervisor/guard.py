@@ -5,6 +5,7 @@ Redis has no watch: loading a long file is its right, and the dispatcher tells w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from metamusesd.board import Board, SlotStatus
@@ -15,19 +16,25 @@ from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import Kind
 from metamusesd.supervisor.watchdog import Doing, Patience, Sight, Watch
 
+TICK_S, QUIET_TICK_S = 0.25, 0.5  # between two looks; the watchdog counts no pause of a second or longer
+
 
 class Guard:
     """One watch a child."""
 
     def __init__(self, board: Board, daemon: Daemon) -> None:
-        self._board, self._daemon = board, daemon
-        self._patience = Patience(daemon.hang_s, daemon.hang_least_s)
-        self._watches: dict[str, Watch] = {}
+        self._board = board
+        self.adopt(daemon)
+        self._watches: dict[tuple[str, int], Watch] = {}
+
+    def adopt(self, daemon: Daemon) -> None:
+        """Other limits from now on."""
+        self._daemon, self._patience = daemon, Patience(daemon.hang_s, daemon.hang_least_s)
 
     def forget(self, slot: Slot) -> None:
         """A new process starts with a clean record, and with the pace of the one before it."""
-        if (watch := self._watches.get(slot.name)) is not None:
-            self._watches[slot.name] = Watch(paces=watch.paces)
+        if (watch := self._watches.get(_key(slot))) is not None:
+            self._watches[_key(slot)] = Watch(paces=watch.paces)
 
     def hung(self, slot: Slot, now_s: float) -> str:
         """Why this child is hung, or nothing. Call it at every tick: what it does not see, it does not count."""
@@ -39,13 +46,23 @@ class Guard:
         sight = replace(
             self._sight(slot), cpu_s=kernel.cpu_s, wants_cpu=kernel.state in "RD", stopped=kernel.state in "Tt"
         )
-        watch = self._watches[slot.name] = watchdog.look(self._watches.get(slot.name, Watch()), sight, now_s)
+        watch = self._watches[_key(slot)] = watchdog.look(self._watches.get(_key(slot), Watch()), sight, now_s)
         slot.publish_patience(watchdog.limit_s(watch, self._patience))
         return watchdog.verdict(watch, self._patience)
 
+    def rest_s(self, slots: Sequence[Slot]) -> float:
+        """Until the next look at them: longer while all are well and nobody works. A signal, a message or a client ends
+        it at once."""
+        quiet = not self._board.dispatcher.get("running") and all(slot.status is SlotStatus.READY for slot in slots)
+        return QUIET_TICK_S if quiet else TICK_S
+
     def patience_s(self, slot: Slot) -> float:
         """How long it may now go without progress; for people."""
-        return watchdog.limit_s(self._watches.get(slot.name, Watch()), self._patience)
+        return watchdog.limit_s(self._watches.get(_key(slot), Watch()), self._patience)
+
+    def cpu_s(self, slot: Slot) -> float:
+        """What its process has used, as the last look saw it; for the metrics."""
+        return self._watches.get(_key(slot), Watch()).last.cpu_s
 
     def _sight(self, slot: Slot) -> Sight:
         if slot.spec.kind is Kind.DISPATCHER:
@@ -60,3 +77,8 @@ class Guard:
             return Sight(Doing.NOTHING)  # boot_s is its limit until its model begins to load
         linked = fields is not None and fields["epoch"] == slot.epoch
         return watchdog.worker_sight(fields, self._board.frames_sent(slot.spec.row) if linked else 0)
+
+
+def _key(slot: Slot) -> tuple[str, int]:
+    """While a reload replaces a worker, two have its name."""
+    return slot.name, slot.spec.row

@@ -1,4 +1,4 @@
-"""Supervisor · health over HTTP on a UNIX socket, in the supervisor's own loop.
+"""Supervisor · health over HTTP, on a UNIX socket and perhaps on TCP, in the supervisor's own loop.
 
 One request a connection, GET and HEAD only. Everything is bounded: connections (the oldest makes room for the newest),
 request bytes, seconds. A client that is slow, rude or gone costs its own connection and nothing else.
@@ -7,14 +7,14 @@ request bytes, seconds. A client that is slow, rude or gone costs its own connec
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import socket
-import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+
+from metamusesd.supervisor.listeners import Listener
 
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 8192
@@ -36,41 +36,46 @@ class Answer:
 class HealthServer:
     """Registers itself with the selector; every key's `data` is a callback that takes the ready events."""
 
-    def __init__(self, path: Path, selector: selectors.BaseSelector, answer: Callable[[str], Answer | None]) -> None:
-        self._selector, self._answer, self.path = selector, answer, path
-        self._talks: dict[int, _Talk] = {}  # oldest first
-        self._listener = _listen(path)
-        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+    def __init__(
+        self, listeners: Sequence[Listener], selector: selectors.BaseSelector, answer: Callable[[str], Answer | None]
+    ) -> None:
+        self._selector, self._answer = selector, answer
+        self._talks: dict[int, _Talk] = {}  # oldest first, of all listeners
+        self._listeners: list[Listener] = []
+        for listener in listeners:
+            self._open(listener)
 
     def sweep(self) -> None:
         """Hang up on those who took too long; be there again when somebody has deleted the socket."""
-        if not self.path.exists():
+        for listener in [each for each in self._listeners if each.is_lost()]:
             with contextlib.suppress(OSError):  # the directory is gone as well: until it is back
-                self._reopen()
+                self._open(listener.renewed())
+                self._shut(listener)
+                listener.socket.close()
         now_s = time.monotonic()
         for talk in [talk for talk in self._talks.values() if now_s > talk.deadline_s]:
             self._hang_up(talk)
 
-    def _reopen(self) -> None:
-        listener = _listen(self.path)
-        self._selector.unregister(self._listener)
-        self._listener.close()
-        self._listener = listener
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
-
     def close(self) -> None:
-        """End all talks and remove the socket."""
+        """End all talks, and with them what is ours."""
         for talk in list(self._talks.values()):
             self._hang_up(talk)
-        self._selector.unregister(self._listener)
-        self._listener.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        for listener in list(self._listeners):
+            self._shut(listener)
+            listener.close()
 
-    def _accept(self, _events: int) -> None:
+    def _open(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+        self._selector.register(listener.socket, selectors.EVENT_READ, partial(self._accept, listener.socket))
+
+    def _shut(self, listener: Listener) -> None:
+        self._listeners.remove(listener)
+        self._selector.unregister(listener.socket)
+
+    def _accept(self, listener: socket.socket, _events: int) -> None:
         for _ in range(ACCEPT_AT_ONCE):
             try:
-                peer, _ = self._listener.accept()
+                peer, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError:  # out of descriptors: make room, else the listener stays readable and the loop spins
@@ -161,17 +166,3 @@ def _encode(answer: Answer, head_only: bool) -> bytes:
     if answer.status == 405:
         head += "Allow: GET, HEAD\r\n"
     return (head + "\r\n").encode() + (b"" if head_only else body)
-
-
-def _listen(path: Path) -> socket.socket:
-    """A stale socket is replaced (the state directory's lock says that nobody lives there); another file is not."""
-    if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
-        raise OSError(f"{path} is in the way and is not a socket")
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    listener.bind(os.fspath(path))
-    path.chmod(0o660)
-    listener.listen(256)
-    return listener

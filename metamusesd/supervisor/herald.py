@@ -19,7 +19,7 @@ class Herald:
     """`patience_s`: so old may the dispatcher's heartbeat be before we should have replaced it."""
 
     def __init__(self, notifier: Notifier, reporter: Reporter, patience_s: float) -> None:
-        self._notifier, self._reporter, self._patience_s = notifier, reporter, patience_s + TELL_S
+        self._notifier, self._reporter, self.patience_s = notifier, reporter, patience_s
         self._told_s = 0.0
 
     def tell(self, starting: bool, ready: bool, replacing: bool) -> None:
@@ -34,5 +34,5 @@ class Herald:
             self._notifier.extend(EXTEND_S)
         self._notifier.status(self._reporter.summary())
         age_s = self._reporter.beat_age_s()
-        if replacing or age_s is None or age_s < self._patience_s:
+        if replacing or age_s is None or age_s < self.patience_s + TELL_S:
             self._notifier.feed()

@@ -27,7 +27,7 @@ class Links:
     def join_all(self, nursery: Nursery) -> None:
         """A pipe for everybody who has none and should. Call it at every turn: what cannot be now is done later."""
         for worker in nursery.workers:
-            if worker.epoch == 0 and not worker.recycling:
+            if worker.epoch == 0 and not (worker.recycling or worker.held or worker.parked):
                 self.join(worker, nursery.dispatcher)
         vectors = nursery.vectors
         if vectors is not None and vectors.epoch == 0 and vectors.status is SlotStatus.READY:

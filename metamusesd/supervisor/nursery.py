@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from metamusesd.config import Config
 from metamusesd.control import Birth
 from metamusesd.log import Logger
 from metamusesd.supervisor import redis_server
+from metamusesd.supervisor.changes import makings
 from metamusesd.supervisor.fork import fork, python_life
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import ChildSpec, Kind
@@ -41,18 +43,43 @@ class Nursery:
         heard: Heard,
         log: Logger,
     ) -> None:
-        self._config, self._board, self._instance, self._redis_program = config, board, instance, redis_program
+        self.config = config  # of whoever is started from now on
+        self._board, self._instance, self._redis_program = board, instance, redis_program
         self._selector, self._heard, self._log = selector, heard, log
         self.slots = [Slot(spec, board.slots[spec.row] if spec.row >= 0 else None) for spec in specs]
         self.workers = [slot for slot in self.slots if slot.spec.kind is Kind.WORKER]
         self.dispatcher = next(slot for slot in self.slots if slot.spec.kind is Kind.DISPATCHER)
         self.vectors = next((slot for slot in self.slots if slot.spec.kind is Kind.VECTORS), None)
         self.redis = next((slot for slot in self.slots if slot.spec.kind is Kind.REDIS), None)
-        self.helpers = [
-            slot for slot in self.slots if slot.spec.kind in (Kind.WORKER, Kind.VECTORS)
-        ]  # the dispatcher's
         for slot in self.slots:
             slot.publish()
+
+    @property
+    def rows(self) -> int:
+        """How many workers there may be."""
+        return self._board.rows
+
+    @property
+    def helpers(self) -> list[Slot]:
+        """The dispatcher's."""
+        return [*self.workers, *([self.vectors] if self.vectors else [])]
+
+    def add(self, spec: ChildSpec) -> Slot | None:
+        """One more worker, in the first free row; not started. None: all rows are taken."""
+        taken = {slot.spec.row for slot in self.workers}
+        row = next((row for row in range(self._board.rows) if row not in taken), None)
+        if row is None:
+            return None
+        slot = Slot(replace(spec, row=row), self._board.slots[row])
+        self.slots.append(slot)
+        self.workers.append(slot)
+        return slot
+
+    def remove(self, slot: Slot) -> None:
+        """A worker that has no process any more."""
+        self.slots.remove(slot)
+        self.workers.remove(slot)
+        self._board.slots[slot.spec.row].clear()
 
     def start(self, slot: Slot) -> bool:
         """Fork it. False: not now (an older Redis still holds its lock); OSError: the system has no room for it."""
@@ -80,8 +107,8 @@ class Nursery:
         ours, theirs = control.pair()
         spec, name = slot.spec, slot.name
         birth = Birth(
-            name=name, config=self._config, board=self._board, control=theirs, instance=self._instance,
-            generation=slot.generation + 1, row=spec.row, worker=spec.worker,
+            name=name, config=self.config, board=self._board, control=theirs, instance=self._instance,
+            generation=slot.generation + 1, row=spec.row, worker=spec.worker, trial=slot.trial,
         )  # fmt: skip
         cores = spec.worker.cores if spec.worker else ()
         try:
@@ -93,16 +120,17 @@ class Nursery:
             theirs.close()
         ours.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, partial(self._hear, slot))
+        slot.config, slot.born = self.config, makings(spec, self.config)
         slot.started(pid, ours)
         return True
 
     def _start_redis(self, slot: Slot) -> bool:
         assert self._redis_program is not None
-        lock_fd = take_redis_lock(redis_server.directory(self._config))
+        lock_fd = take_redis_lock(redis_server.directory(self.config))
         if lock_fd is None:
             return False
         try:
-            configuration = redis_server.write_configuration(self._config)
+            configuration = redis_server.write_configuration(self.config)
             life = redis_server.redis_life(self._redis_program, configuration, lock_fd)
             slot.started(fork(life, [lock_fd], "metamusesd: redis"), None)
         finally:

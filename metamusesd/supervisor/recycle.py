@@ -1,7 +1,7 @@
 """Supervisor · a worker that has grown too large is drained and replaced, one of a tier at a time.
 
-    private memory over tiers.*.recycle_mb ─► {"do": "retire"} ─► the dispatcher lets its jobs end ─► {"say": "retired"}
-    ─► SIGTERM ─► a fresh one at once, without touching its restart budget
+    private memory over tiers.*.recycle_mb ─► its jobs end (retire.py) ─► SIGTERM
+    ─► a fresh one at once, without touching its restart budget
 
 A model that is over the limit as soon as it is loaded would be recycled for ever: hence a pause between two, which
 doubles while the worker grows back too soon.
@@ -9,21 +9,19 @@ doubles while the worker grows back too soon.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from metamusesd import control
 from metamusesd.board import SlotStatus
 from metamusesd.config import Config
 from metamusesd.log import Logger
 from metamusesd.supervisor.proc import private_bytes
+from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.slot import Slot
 
 LOOK_S = 1.0
 PAUSE_S, PAUSE_MOST_S = 60.0, 3600.0
 SOON = 4  # a worker that lasts fewer pauses than this doubles its pause
-GRACE_S = 5.0  # beyond drain_s, for the dispatcher's answer
 MIB = 1 << 20
 
 
@@ -48,16 +46,14 @@ class Record:
 class Recycling:
     """Looks once a second, acts on at most one worker of a tier."""
 
-    def __init__(self, config: Config, workers: Sequence[Slot], dispatcher: Slot, log: Logger) -> None:
-        self._config, self._workers, self._dispatcher, self._log = config, workers, dispatcher, log
+    def __init__(self, config: Config, workers: Sequence[Slot], retiring: Retiring, log: Logger) -> None:
+        self.config = config
+        self._workers, self._retiring, self._log = workers, retiring, log
         self._records: dict[str, Record] = {}
         self._looked_s = 0.0
 
     def turn(self, now_s: float) -> None:
-        """Retire who is too large; end those whose time to drain is over."""
-        for slot in self._workers:
-            if slot.retire_s and now_s >= slot.retire_s:
-                self._end(slot, "its jobs did not end in time")
+        """Retire who is too large."""
         for slot in self._workers:
             if slot.status is SlotStatus.READY and not slot.private_bytes:
                 self._measure_fresh(slot, now_s)
@@ -69,17 +65,6 @@ class Recycling:
                 slot.private_bytes = private_bytes(slot.pid)
             if self._too_large(slot, now_s):
                 self._retire(slot, now_s)
-
-    def retired(self, row: object, epoch: object) -> None:
-        """The dispatcher: this worker holds no job any more."""
-        for slot in self._workers:
-            if slot.retire_s and (slot.spec.row, slot.epoch) == (row, epoch):
-                self._end(slot, "it holds no job any more")
-
-    def parted(self, worker: Slot) -> None:
-        """Its pipe is gone, and its jobs with it: nothing to wait for."""
-        if worker.retire_s:
-            self._end(worker, "it has lost its dispatcher")
 
     def _measure_fresh(self, slot: Slot, now_s: float) -> None:
         """The turn in which it became ready: it holds its model and nothing else."""
@@ -93,9 +78,9 @@ class Recycling:
     def _too_large(self, slot: Slot, now_s: float) -> bool:
         """Only a worker that is linked; and none while another of its tier is away."""
         limit = self._limit(slot)
-        if not limit or slot.status is not SlotStatus.READY or slot.kill_s or slot.recycling or not slot.epoch:
+        if not limit or slot.status is not SlotStatus.READY or slot.kill_s or not slot.epoch:
             return False
-        if slot.private_bytes <= limit:
+        if slot.recycling or slot.held or slot.parked or slot.private_bytes <= limit:
             return False
         record = self._records.get(slot.name, Record())
         siblings = [other for other in self._workers if other is not slot and _tier(other) == _tier(slot)]
@@ -103,21 +88,15 @@ class Recycling:
         return record.may(now_s) and all(other.status in present and not other.recycling for other in siblings)
 
     def _retire(self, slot: Slot, now_s: float) -> None:
-        message = {"do": "retire", "row": slot.spec.row, "epoch": slot.epoch}
-        if self._dispatcher.control is None or not control.send(self._dispatcher.control, message):
-            return  # it is away; the next look tries again
+        if not self._retiring.begin(slot, now_s):
+            return  # the dispatcher is away; the next look tries again
         self._records[slot.name] = self._records.get(slot.name, Record()).recycled(now_s)
         slot.recycling = True
-        slot.retire_s = now_s + self._config.daemon.drain_s + GRACE_S
         self._log.info("recycling", child=slot.name, pid=slot.pid, **self._sizes(slot))
 
-    def _end(self, slot: Slot, because: str) -> None:
-        slot.retire_s = 0.0
-        self._log.info("recycled worker shall leave", child=slot.name, pid=slot.pid, because=because)
-        slot.kill(signal.SIGTERM, self._config.daemon.stop_s)
-
     def _limit(self, slot: Slot) -> int:
-        return self._config.tiers[_tier(slot)].recycle_mb * MIB
+        tier = self.config.tiers.get(_tier(slot))
+        return tier.recycle_mb * MIB if tier else 0
 
     def _sizes(self, slot: Slot) -> dict[str, int]:
         return {"private_mb": slot.private_bytes // MIB, "recycle_mb": self._limit(slot) // MIB}

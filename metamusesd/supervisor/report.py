@@ -66,6 +66,8 @@ class Reporter:
             found += self._dispatcher_reasons(slot)
         if not any(slot.status is SlotStatus.READY for slot in self._of(Kind.WORKER)):
             found.append("no worker is ready")
+        elif all(slot.held for slot in self._of(Kind.WORKER) if slot.status is SlotStatus.READY):
+            found.append("every worker is drained: `metamusesd undrain` gives them jobs again")
         return found
 
     def degraded(self) -> list[str]:
@@ -197,6 +199,7 @@ class Reporter:
         watched = {
             "stale": fields is None,
             "recycling": slot.recycling,
+            "drained": slot.held,
             "private_bytes": slot.private_bytes,
             "patience_s": round(self.patience_s(slot), 1),
         }

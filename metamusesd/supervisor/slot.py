@@ -4,7 +4,7 @@
     UNUSED ─────────────► STARTING ─────► READY ─────────────────► BACKOFF ──────► STARTING
                               │ died          │ stop                  │ stop
                               ├──► BACKOFF    ▼                       ▼
-                              └──► FAILED  STOPPING ──── died ────► STOPPED
+                              └──► FAILED  STOPPING ──── died ────► STOPPED        FAILED ──revive──► BACKOFF
 
 A move that the table does not have is a mistake of ours and raises.
 """
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metamusesd.board import Block, SlotStatus
+from metamusesd.config import Config
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.supervisor.restart import Died
 from metamusesd.supervisor.spec import ChildSpec
@@ -37,7 +38,7 @@ MOVES = {
     SlotStatus.BACKOFF: {"start": SlotStatus.STARTING, "stop": SlotStatus.STOPPED},
     SlotStatus.STOPPING: {"ready": SlotStatus.STOPPING, "died": SlotStatus.STOPPED, "stop": SlotStatus.STOPPING},
     SlotStatus.STOPPED: {"stop": SlotStatus.STOPPED},
-    SlotStatus.FAILED: {"stop": SlotStatus.FAILED},
+    SlotStatus.FAILED: {"stop": SlotStatus.FAILED, "revive": SlotStatus.BACKOFF},
 }
 
 
@@ -60,6 +61,12 @@ class Slot:
     ready_s: float = 0.0  # when this process was ready
     retire_s: float = 0.0  # being recycled: its jobs have until then to end; 0: no
     recycling: bool = False  # it is to be replaced, and no fault of its own
+    held: bool = False  # an operator has drained it: it gets no jobs until that is taken back
+    emptied: bool = False  # held, and the dispatcher says that it has no job any more
+    parked: bool = False  # a reload has it in hand: nobody else starts it, and it is not linked
+    trial: bool = False  # its next process must pass the canary before it is ready
+    born: tuple[object, ...] = ()  # what its present process was made of, see changes.py
+    config: Config | None = None  # of its present process
     we_killed: bool = False  # SIGKILL came from us
     was_stopped: bool = False  # a signal had stopped it when it was found hung: whoever sent it is to blame
     private_bytes: int = 0  # as last measured, workers only
@@ -78,6 +85,11 @@ class Slot:
         """As in its specification."""
         return self.spec.name
 
+    @property
+    def drained(self) -> bool:
+        """It is held and has no jobs; one without a link has none either."""
+        return self.held and not self.retire_s and (self.emptied or not self.epoch)
+
     def move(self, event: str) -> None:
         """Go where the table says. KeyError: the table does not have this move."""
         status = MOVES[self.status][event]
@@ -93,6 +105,7 @@ class Slot:
         self.started_s, self.kill_s, self.hung, self.epoch = time.monotonic(), 0.0, "", 0
         self.was_ready = self.permanent = self.recycling = self.we_killed = self.was_stopped = False
         self.ready_s = self.retire_s = 0.0
+        self.emptied = False
         self.private_bytes = 0
         self.trouble = ""
         self.move("start")
@@ -109,9 +122,9 @@ class Slot:
         """Its process has been reaped; what comes next is decided elsewhere. `explained`: see restart.py."""
         self.last_exit = os.waitstatus_to_exitcode(wait_status)
         self.permanent = self.permanent or self.last_exit == EXIT_BAD_CONFIG
-        if not explained:
+        if not explained and not self.parked:
             self.boot_deaths = 0 if self.was_ready else self.boot_deaths + 1
-        if not self.recycling:
+        if not (self.recycling or self.parked):
             self.deaths.append(Died(time.monotonic(), explained))
         if self.control is not None:
             self.control.close()

@@ -11,40 +11,42 @@ systemd.
 from __future__ import annotations
 
 import enum
-import random
 import selectors
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from metamusesd import control
-from metamusesd.board import Board, SlotStatus
+from metamusesd.board import MAX_ROWS, Board, SlotStatus
 from metamusesd.config import Config, missing_models
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
-from metamusesd.log import flush, get_logger, tick
-from metamusesd.supervisor import redis_server, restart, semantic
-from metamusesd.supervisor.coroner import Coroner
+from metamusesd.log import configure, flush, get_logger, tick
+from metamusesd.supervisor import redis_server, semantic
+from metamusesd.supervisor.burial import Burial
 from metamusesd.supervisor.cpus import usable_cores
-from metamusesd.supervisor.evidence import Evidence
+from metamusesd.supervisor.door import ControlDoor
 from metamusesd.supervisor.guard import Guard
 from metamusesd.supervisor.health import Answer, HealthServer
 from metamusesd.supervisor.herald import Herald
-from metamusesd.supervisor.links import Links, part
+from metamusesd.supervisor.links import Links
+from metamusesd.supervisor.listeners import open_listeners
 from metamusesd.supervisor.measured import core_rates
 from metamusesd.supervisor.nursery import Nursery
+from metamusesd.supervisor.orders import Orders
 from metamusesd.supervisor.placement import Placement, model_sizes, place
 from metamusesd.supervisor.proc import kernel_sight
 from metamusesd.supervisor.recycle import Recycling
+from metamusesd.supervisor.reload import Reload, Wanted
 from metamusesd.supervisor.report import Reporter
+from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.signals import Signals
-from metamusesd.supervisor.slot import Slot, exit_code_of
+from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import Entries, Kind, child_specs
 from metamusesd.supervisor.state_dir import Home, open_home
 from metamusesd.supervisor.systemd import Notifier
 
-TICK_S = 0.25
 BOOT_TICK_S = 0.02  # while Redis comes up
 RETRY_S = 0.1  # a start that was not possible is tried again
 ABORT_S = 2.0  # between SIGABRT, for the stacks, and SIGKILL
@@ -61,16 +63,16 @@ class Phase(enum.Enum):
     CLOSING = "closing"
 
 
-def run(config: Config, **entries: str) -> int:
-    """Be the daemon until it ends; returns the exit code. Call it on the main thread, without other threads. `entries`:
-    other modules than spec.Entries', for tests."""
+def run(config: Config, load: Callable[[], Config] | None = None, **entries: str) -> int:
+    """Be the daemon until it ends; returns the exit code. Call it on the main thread, without other threads. `load`
+    reads the configuration again, for a reload; `entries`: other modules than spec.Entries', for tests."""
     log = get_logger("supervisor")
     try:
         if missing := missing_models(config):
             raise ConfigError(missing)
         placement = place(config, usable_cores(), model_sizes(config), core_rates(config))
         home = open_home(config)
-        supervisor = Supervisor(config, placement, home, Entries(**entries))
+        supervisor = Supervisor(config, placement, home, Entries(**entries), load)
     except ConfigError as error:
         for mistake in error.mistakes:
             log.error(mistake)
@@ -84,12 +86,14 @@ def run(config: Config, **entries: str) -> int:
 class Supervisor:
     """The parent. `run` once."""
 
-    def __init__(self, config: Config, placement: Placement, home: Home, entries: Entries) -> None:
+    def __init__(
+        self, config: Config, placement: Placement, home: Home, entries: Entries, load: Callable[[], Config] | None
+    ) -> None:
         self._config, self._home = config, home
         self._log = get_logger("supervisor")
         self._selector = selectors.DefaultSelector()
         self._signals, self._notifier, self._links = Signals(), Notifier(), Links()
-        self._board = Board(len(placement.workers))
+        self._board = Board(MAX_ROWS)
         program = redis_server.program_for(config)
         missing = semantic.what_is_missing(config)
         has_vectors = semantic.is_wanted(config) and not missing
@@ -101,11 +105,20 @@ class Supervisor:
             config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons, missing=missing
         )
         self._guard = Guard(self._board, config.daemon)
-        self._reporter.patience_s = self._guard.patience_s
+        self._reporter.patience_s, self._reporter.cpu_s = self._guard.patience_s, self._guard.cpu_s
         self._herald = Herald(self._notifier, self._reporter, config.daemon.hang_s + ABORT_S)
-        self._coroner = Coroner(self._board, Evidence(config.evidence_dir))
-        self._recycling = Recycling(config, self._nursery.workers, self._nursery.dispatcher, self._log)
-        self._budget = restart.policy(config.daemon)
+        workers, dispatcher = self._nursery.workers, self._nursery.dispatcher
+        self._retiring = Retiring(config, workers, dispatcher, self._log)
+        self._recycling = Recycling(config, workers, self._retiring, self._log)
+        self._burial = Burial(config, self._board, self._nursery, self._retiring, self._doomed, self._log)
+        self._reporter.exits = self._burial.coroner.exits
+        self._reload = Reload(
+            Wanted(config, placement), self._nursery, self._retiring, entries, self._adopt, self._log
+        )  # fmt: skip
+        self._orders = Orders(
+            self._nursery, self._board, self._retiring, self._reload, self._notifier, self._log, load,
+            lambda: self._config, lambda: self._phase is Phase.RUNNING,
+        )  # fmt: skip
         self._phase = Phase.STARTING
         self._code = 0
         self._ended = False
@@ -114,9 +127,11 @@ class Supervisor:
         """The whole life of the daemon."""
         self._signals.open()
         self._selector.register(self._signals.reader, selectors.EVENT_READ, lambda _events: None)
-        health = None
+        health = door = None
         try:
-            health = HealthServer(self._config.health_socket, self._selector, self._answer)
+            listeners = open_listeners(self._config, self._notifier, self._log)
+            health = HealthServer(listeners, self._selector, self._answer)
+            door = ControlDoor(self._config.control_socket, self._selector, self._orders.obey)
             self._introduce()
             while not self._ended:
                 self._wait()
@@ -130,9 +145,11 @@ class Supervisor:
                 self._move_on()
                 self._tell()
                 health.sweep()
-            self._log.info("stopped", exit=self._code)
+                door.sweep()
+            code = self._code or self._burial.code
+            self._log.info("stopped", exit=code)
             flush()
-            return self._code
+            return code
         except OSError as error:
             self._log.error("the supervisor cannot go on", problem=str(error))
             return EXIT_DIED if self._phase is not Phase.STARTING else EXIT_BOOT
@@ -140,6 +157,8 @@ class Supervisor:
             self._nursery.kill_all()
             if health is not None:
                 health.close()
+            if door is not None:
+                door.close()
             self._signals.close()
             self._notifier.close()
             self._selector.close()
@@ -156,14 +175,15 @@ class Supervisor:
         now_s = time.monotonic()
         due = [slot.due_s for slot in self._nursery.slots if slot.status is SlotStatus.BACKOFF]
         due += [slot.kill_s for slot in self._nursery.slots if slot.kill_s]
-        due.append(now_s + (BOOT_TICK_S if self._phase is Phase.STARTING else TICK_S))
+        resting_s = self._guard.rest_s(self._nursery.slots)
+        due.append(now_s + (BOOT_TICK_S if self._phase is Phase.STARTING else resting_s))
         return max(0.0, min(due) - now_s)
 
     def _obey(self) -> None:
         for signum in self._signals.take():
             name = signal.Signals(signum).name
             if signum == signal.SIGHUP:
-                self._log.warning("reload is not supported yet; restart the daemon to change its configuration")
+                self._orders.reload_signal()
             elif self._phase in (Phase.STARTING, Phase.RUNNING):
                 self._log.info("stopping", signal=name, drain_s=self._config.daemon.drain_s)
                 self._stop(0, self._config.daemon.drain_s)
@@ -172,7 +192,7 @@ class Supervisor:
 
     def _bury_the_dead(self) -> None:
         for slot, wait_status in self._nursery.sweep():
-            self._bury(slot, wait_status)
+            self._burial.bury(slot, wait_status, going_on=self._phase in (Phase.STARTING, Phase.RUNNING))
 
     def _look_for_the_hung(self) -> None:
         now_s = time.monotonic()
@@ -182,9 +202,10 @@ class Supervisor:
 
     def _recycle(self) -> None:
         now_s = time.monotonic()
-        self._coroner.count(now_s)
+        self._burial.coroner.count(now_s)
         if self._phase is Phase.RUNNING:
             self._recycling.turn(now_s)
+            self._orders.turn(now_s)
 
     def _start_the_due(self) -> None:
         """Redis first; the others as soon as it has answered once, and never again because of it."""
@@ -251,7 +272,7 @@ class Supervisor:
             self._log.info("started", child=slot.name, pid=slot.pid, generation=slot.generation)
             return
         slot.due_s = now_s + RETRY_S
-        needed = slot.spec.kind is not Kind.VECTORS and not slot.ever_ready
+        needed = slot.spec.kind is not Kind.VECTORS and not (slot.ever_ready or slot.parked)
         if needed and now_s - slot.since_s > self._config.daemon.boot_s:
             self._log.error("a child could not be started in time", child=slot.name)
             self._stop(EXIT_BOOT, 0.0)
@@ -272,72 +293,26 @@ class Supervisor:
         elif message.get("say") == "trouble" and slot.spec.kind is Kind.VECTORS:
             slot.trouble = str(message.get("problem", ""))
         elif message.get("say") == "retired":
-            self._recycling.retired(message.get("row"), message.get("epoch"))
+            self._retiring.retired(message.get("row"), message.get("epoch"))
 
     def _relink(self, slot: Slot, epoch: object) -> None:
         """The next turn of the loop makes a new pipe. A stale wish names an older epoch."""
         if epoch == slot.epoch:
             slot.epoch = 0
-            self._recycling.parted(slot)
+            self._retiring.parted(slot)
 
-    def _bury(self, slot: Slot, wait_status: int) -> None:
-        pid, epoch, death = slot.pid, slot.epoch, self._coroner.examine(slot, wait_status)
-        slot.buried(wait_status, death.explained)
-        if slot.spec.kind is Kind.REDIS and (words := redis_server.last_words(self._config, slot.last_exit)):
-            slot.last_error = {"message": words}
-        said = (slot.last_error or {}).get("message")
-        if slot.spec.kind is Kind.WORKER:
-            self._board.workers[slot.spec.row].clear()  # its writer is dead; nobody else may
-            part(slot, self._nursery.dispatcher, epoch, pid, death)
-        elif slot.spec.kind is Kind.VECTORS:
-            self._board.vectors.clear()  # EOF tells the dispatcher
-        elif slot.spec.kind is Kind.DISPATCHER:
-            self._part_all()
-        facts = {"child": slot.name, "pid": pid} | death.facts() | ({"said": said} if said else {})
-        if self._phase in (Phase.STARTING, Phase.RUNNING):
-            self._restart(slot, facts)
-            return
-        self._log.info("gone", **facts)
-        if slot.spec.kind is Kind.DISPATCHER and slot.last_exit != 0 and self._code == 0:
-            self._log.warning("the dispatcher left without draining; the next start takes its jobs back")
-            self._code = EXIT_DIED
-        slot.move("stop")
-        slot.move("died")
+    def _adopt(self, wanted: Wanted) -> None:
+        """Another configuration is in force."""
+        config = self._config = wanted.config
+        configure(config.log.level, config.log.format)
+        self._retiring.config = self._recycling.config = self._reporter.config = config
+        self._reporter.placement = wanted.placement.reasons
+        self._guard.adopt(config.daemon)
+        self._burial.adopt(config)
+        self._herald.patience_s = config.daemon.hang_s + ABORT_S
 
-    def _part_all(self) -> None:
-        """The dispatcher died: what it wrote is cleared, and no worker owes it anything."""
-        self._board.dispatcher.clear()
-        if self._nursery.vectors is not None:
-            self._nursery.vectors.epoch = 0
-        for worker in self._nursery.workers:
-            worker.epoch = 0
-            self._board.reset_frames_sent(worker.spec.row)
-            self._recycling.parted(worker)
-
-    def _restart(self, slot: Slot, facts: dict[str, Any]) -> None:
-        now_s = time.monotonic()
-        if slot.recycling:
-            slot.due_s = now_s
-            slot.move("died")
-            self._log.info("recycled", **facts)
-            return
-        verdict = restart.decide(
-            self._budget, slot.deaths, permanent=slot.permanent, boot_deaths=slot.boot_deaths,
-            keep=slot.spec.kind is Kind.REDIS and slot.ever_ready,
-            chance=random.random(),  # noqa: S311 - jitter, no secret
-        )  # fmt: skip
-        if isinstance(verdict, restart.Again):
-            slot.due_s = now_s + verdict.after_s
-            slot.move("died")
-            self._log.warning("child died", **facts, restart_in_s=round(verdict.after_s, 3))
-            return
-        slot.move("given up")
-        self._log.error("child given up", **facts, because=verdict.reason)
-        if slot.spec.kind is Kind.VECTORS and not semantic.refuses_to_start(slot):
-            return  # the daemon goes on without it
-        doomed = self._nursery.workers if slot.spec.kind is Kind.WORKER else [slot]
-        if all(each.status is SlotStatus.FAILED for each in doomed):
-            self._stop(exit_code_of(doomed), 0.0)
+    def _doomed(self, code: int) -> None:
+        self._stop(code, 0.0)
 
     def _abort(self, slot: Slot, reason: str) -> None:
         """The child is hung: let it print its stacks, then kill it. A stopped one could print them only if it went on,
@@ -352,6 +327,7 @@ class Supervisor:
         if self._phase not in (Phase.STARTING, Phase.RUNNING):
             return
         self._code = code
+        self._reload.abandon()
         self._enter(Phase.DRAINING)
         self._notifier.stopping()
         for slot in self._nursery.slots:

@@ -1,11 +1,17 @@
-"""Supervisor · the notify protocol of systemd, spoken without its library. Silent when nobody listens."""
+"""Supervisor · systemd's protocols, spoken without its library: what it is told, and the sockets that it hands over.
+
+Silent when nobody listens.
+"""
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
+
+FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
 class Notifier:
@@ -29,6 +35,14 @@ class Notifier:
             self._is_ready = True
             self._send("READY=1")
 
+    def reloading(self) -> None:
+        """Another configuration is being put in force; `reloaded` must follow."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """It is, or it was refused: the service goes on."""
+        self._send("READY=1")
+
     def status(self, text: str) -> None:
         """The line that `systemctl status` shows; sent when it changed."""
         if text != self._status:
@@ -43,6 +57,19 @@ class Notifier:
         """A slow start or stop needs so much more time from now on."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
+    @property
+    def is_heard(self) -> bool:
+        """There is a systemd, and it has been told no end."""
+        return self._socket is not None
+
+    def keep(self, name: str, kept: socket.socket) -> None:
+        """Have this socket kept over a restart of the service, if the unit has a FileDescriptorStoreMax."""
+        self._send(f"FDSTORE=1\nFDNAME={name}", [kept.fileno()])
+
+    def forget(self, name: str) -> None:
+        """What is kept under this name is not wanted any more."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
     def feed(self) -> None:
         """Show life to the watchdog; sends at most one message in half its interval."""
         now_s = time.monotonic()
@@ -56,10 +83,38 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str, fds: Iterable[int] = ()) -> None:
         if self._socket is None:
             return
+        numbers = array.array("i", fds)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
         try:
-            self._socket.sendto(message.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._address)
+            self._socket.sendmsg([message.encode()], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._address)
         except OSError:
             pass  # systemd is busy or gone; the next message tries again
+
+
+def inherited(environ: MutableMapping[str, str] | None = None) -> list[tuple[str, socket.socket]]:
+    """(name, socket) of each descriptor that systemd has handed to this process; once. Takes their variables out of the
+    environment, so that no child believes to have been given them; closes what is no socket."""
+    environ = os.environ if environ is None else environ
+    count, pid, names = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    named = names.split(":") if names else []
+    found = []
+    for position in range(int(count)):
+        fd = FIRST_FD + position
+        try:
+            os.set_inheritable(fd, False)
+            found.append((named[position] if position < len(named) else "", socket.socket(fileno=fd)))
+        except OSError:  # no socket, or nothing at all
+            _close(fd)
+    return found
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        pass  # it was not open

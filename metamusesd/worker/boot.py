@@ -6,21 +6,24 @@ time; 71 the loop itself failed.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from metamusesd import control
 from metamusesd.config import Config
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth, WorkerSpec
-from metamusesd.engines.base import Engine, EngineSpec
+from metamusesd.engines.base import Engine, EngineSpec, Progress
 from metamusesd.engines.choice import make_engine
 from metamusesd.errors import EngineError, MetamusesdError, ModelLoadFailed
-from metamusesd.log import get_logger
+from metamusesd.log import Logger, get_logger
 from metamusesd.models import digest_of
 from metamusesd.wire import Hello
+from metamusesd.worker import canary
 from metamusesd.worker.row import Row
 from metamusesd.worker.worker import Worker
 
@@ -33,7 +36,9 @@ def main(birth: Birth) -> int:
     row = Row(birth.board.workers[birth.row])
     try:
         spec = engine_spec(birth)
-        engine = _load(spec, row)
+        with _beating(row) as progress:
+            engine = make_engine(spec, progress)
+            _try_out(engine, birth, log)
     except MetamusesdError as error:
         permanent = isinstance(error, EngineError) and not error.retryable
         log.error("model not loaded", code=error.code, problem=error.message)
@@ -87,8 +92,17 @@ def _gpu_layers(asked: int, has_gpu: bool) -> int:
     return 9999 if has_gpu else 0
 
 
-def _load(spec: EngineSpec, row: Row) -> Engine:
-    """Load while a thread beats, so that a long load is not taken for a hang."""
+def _try_out(engine: Engine, birth: Birth, log: Logger) -> None:
+    """On a reload. Raises CanaryFailed."""
+    if birth.trial and birth.worker is not None:
+        model = birth.config.models[birth.worker.model]
+        rate = canary.check(engine, model.canary, model.canary_tokens_s)
+        log.info("canary passed", model=engine.info.name, tokens_s=round(rate, 1))
+
+
+@contextlib.contextmanager
+def _beating(row: Row) -> Iterator[Progress]:
+    """A thread beats meanwhile, so that a long load is not taken for a hang."""
     loaded = threading.Event()
     share = 0.0
 
@@ -104,7 +118,7 @@ def _load(spec: EngineSpec, row: Row) -> Engine:
     beating = threading.Thread(target=beat, name="loading-beat", daemon=True)
     beating.start()
     try:
-        return make_engine(spec, progress)
+        yield progress
     finally:
         loaded.set()
         beating.join()

@@ -13,6 +13,7 @@ from metamusesd.control import WorkerSpec
 from metamusesd.log import get_logger
 from metamusesd.supervisor import recycle
 from metamusesd.supervisor.recycle import PAUSE_MOST_S, PAUSE_S, Record, Recycling
+from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import ChildSpec, Kind
 
@@ -34,13 +35,15 @@ class Family:
         self.ended: list[str] = []
         monkeypatch.setattr(recycle, "private_bytes", lambda pid: self.sizes[pid])
         monkeypatch.setattr(Slot, "kill", lambda slot, *_: self.ended.append(slot.name))
-        self.recycling = Recycling(config, self.workers, dispatcher, get_logger("test"))
+        self.retiring = Retiring(config, self.workers, dispatcher, get_logger("test"))
+        self.recycling = Recycling(config, self.workers, self.retiring, get_logger("test"))
         self.drain_s = config.daemon.drain_s
         self.now_s = 10_000.0
 
     def turn(self, later_s: float = 2.0) -> list[int]:
         """Rows that are retired at the next look."""
         self.now_s += later_s
+        self.retiring.turn(self.now_s)
         self.recycling.turn(self.now_s)
         told = []
         while True:
@@ -78,10 +81,10 @@ def test_only_who_is_too_large_is_retired_and_ends_when_its_jobs_have(family):
     family.sizes[first.pid] = LARGE
     assert family.turn() == [0]
     assert family.turn() == []
-    family.recycling.retired(0, 99)
+    family.retiring.retired(0, 99)
     assert family.ended == []
-    family.recycling.retired(0, first.epoch)
-    family.recycling.retired(0, first.epoch)
+    family.retiring.retired(0, first.epoch)
+    family.retiring.retired(0, first.epoch)
     assert family.ended == ["fast-0"]
 
 
@@ -113,8 +116,8 @@ def test_without_its_dispatcher_it_ends_at_once(family):
     family.turn()
     family.sizes[family.workers[0].pid] = LARGE
     family.turn()
-    family.recycling.parted(family.workers[0])
-    family.recycling.parted(family.workers[1])
+    family.retiring.parted(family.workers[0])
+    family.retiring.parted(family.workers[1])
     assert family.ended == ["fast-0"]
 
 
