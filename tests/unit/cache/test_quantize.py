@@ -101,7 +101,10 @@ def test_a_damaged_one_is_not_used_and_is_made_anew(directory: Path, monkeypatch
 @needs_model
 def test_nothing_phones_home(tmp_path: Path) -> None:
     """onnxruntime writes an identifier of the machine and a store of reports into a home, and does not into ours."""
-    program = f"from metamusesd.cache.embedder import FastEmbedder; FastEmbedder({str(SOURCE)!r}).embed(['What?'])"
+    program = (
+        "import pathlib, sys; from metamusesd.cache.embedder import FastEmbedder; "
+        "FastEmbedder(pathlib.Path(sys.argv[1])).embed(['What?'])"
+    )
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])}
-    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", program, str(SOURCE)], env=environ, check=True, timeout=50)
     assert list(tmp_path.rglob("*")) == []
