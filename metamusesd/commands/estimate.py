@@ -12,8 +12,8 @@ from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, cell_bytes, cel
 from metamusesd.errors import MetamusesdError
 from metamusesd.gguf import read_header
 
-OURS_BYTES = 120 << 20  # supervisor and dispatcher
-VECTORS_BYTES = 300 << 20  # embedder and store, while the answers are few
+OURS_BYTES = 80 << 20  # supervisor and dispatcher
+VECTORS_BYTES = 200 << 20  # embedder and store, while the answers are few
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,115 @@
+"""Stage 0 · command line · the daemon's files and sockets, for `doctor`: room, who may read what, what is running."""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metamusesd.commands.symptoms import MIB, Finding
+from metamusesd.config import EMBEDDED, Config
+
+LEAST_ROOM = 1 << 30  # bytes; with less the append-only file soon stops the queue
+LEAST_SHARE = 0.05
+
+
+def of_daemon(config: Config, answer: Mapping[str, Any] | None, away: str) -> Iterator[Finding]:
+    """`away`: why there is no answer."""
+    if answer is None:
+        yield Finding("daemon", "ok", f"not running: {away}")
+        return
+    state, reasons = answer.get("state", "?"), answer.get("reasons", [])
+    fact = f"pid {answer.get('pid')}, {state}{': ' if reasons else ''}{'; '.join(reasons)}"
+    if reasons:
+        yield Finding("daemon", "bad", fact, "it takes no work", "`metamusesd status` has a remedy for each")
+    else:
+        yield Finding("daemon", "ok", fact)
+    if (started := answer.get("config")) and started != config.source:
+        yield Finding(
+            "daemon",
+            "warn",
+            f"it was started with {started}; doctor looks at {config.source}",
+            "what is said here may not be what it does",
+            f"run doctor with --config {started}",
+        )
+
+
+def of_disks(config: Config) -> Iterator[Finding]:
+    """Room where the state and the models are."""
+    for option, path in (("daemon.state_dir", config.state_dir), ("daemon.models_dir", config.models_dir)):
+        place = next(each for each in (path, *path.parents) if each.exists())
+        room = os.statvfs(place)
+        free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+        fact = f"{free // MIB} MiB of {total // MIB} MiB free under {path}"
+        if option == "daemon.state_dir" and free < min(LEAST_ROOM, total * LEAST_SHARE):
+            why = "the append-only file grows with every job; a full disk stops the queue"
+            yield Finding("disk", "bad" if free < 64 * MIB else "warn", fact, why, f"make room, or another {option}")
+        else:
+            yield Finding("disk", "ok", fact)
+
+
+def of_permissions(config: Config) -> Iterator[Finding]:
+    """A secret in the configuration, the state directory, the sockets: who gets at them."""
+    path = Path(config.source)
+    if _holds_secret(config) and path.is_file() and (mode := _mode(path)) & 0o007:
+        yield Finding(
+            "permissions",
+            "bad",
+            f"everybody may read {path} (mode {mode:04o}), and a password stands in it",
+            "whoever logs in here owns the queue",
+            f"chmod 0640 {path}; chown root:metamusesd {path}",
+        )
+    loose = [each for each in (config.state_dir, config.evidence_dir) if each.is_dir() and _mode(each) & 0o027]
+    for each in loose:
+        yield Finding(
+            "permissions",
+            "warn",
+            f"{each} is open to others (mode {_mode(each):04o})",
+            "prompts and answers lie in the embedded Redis' files",
+            f"chmod 0700 {each}",
+        )
+    open_sockets = [each for each in _sockets(config) if _mode(each) & 0o006 and _entrance(each) & 0o001]
+    for each in open_sockets:
+        yield Finding(
+            "permissions",
+            "warn",
+            f"everybody may talk to {each} (mode {_mode(each):04o})",
+            "any user here may read and submit jobs",
+            f"chmod 0750 {each.parent}",
+        )
+    if not loose and not open_sockets:
+        sockets = _sockets(config)
+        yield Finding("permissions", "ok", f"sockets for {_who(sockets[0])} only" if sockets else "nothing is too open")
+
+
+def _holds_secret(config: Config) -> bool:
+    return bool(config.cache.qdrant_api_key) or (config.redis.url != EMBEDDED and "@" in config.redis.url)
+
+
+def _sockets(config: Config) -> list[Path]:
+    return [path for path in sorted(config.runtime_dir.glob("*.sock")) if stat.S_ISSOCK(path.stat().st_mode)]
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _entrance(path: Path) -> int:
+    """What the directories on the way let through."""
+    return min((_mode(parent) & 0o001 for parent in path.parents), default=0)
+
+
+def _who(path: Path) -> str:
+    status = path.parent.stat()
+    group = f" and group {_group(status.st_gid)}" if status.st_mode & 0o010 else ""
+    return f"uid {status.st_uid}{group}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

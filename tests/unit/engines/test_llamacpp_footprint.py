@@ -1,0 +1,39 @@
+"""How much memory a model will take, by its header."""
+
+from __future__ import annotations
+
+import pytest
+
+from metamusesd.engines.base import EngineSpec
+from metamusesd.engines.llamacpp.footprint import cell_bytes, cell_count
+from metamusesd.gguf import Header
+
+LLAMA = {"block_count": 30, "embedding_length": 576, "attention.head_count": 9, "attention.head_count_kv": 3}
+
+
+def header(**entries: object) -> Header:
+    return Header(3, 0, 0, {"general.architecture": "x"} | {f"x.{key}": value for key, value in entries.items()})
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (LLAMA, 30 * 3 * (64 + 64) * 2),  # SmolLM2: 22.5 KiB a token, as llama.cpp allocates
+        (LLAMA | {"attention.key_length": 256, "attention.value_length": 128}, 30 * 3 * (256 + 128) * 2),
+        (LLAMA | {"attention.head_count_kv": [0, 1, 3]}, 4 * 128 * 2),  # a number for each layer
+        ({key: LLAMA[key] for key in ("block_count", "embedding_length", "attention.head_count")}, 30 * 9 * 128 * 2),
+        ({}, 0),
+        ({"block_count": "many"}, 0),
+    ],
+)
+def test_a_token_costs_keys_and_values_of_every_layer(entries: dict[str, object], expected: int) -> None:
+    """Grouped heads, heads of their own size, layers without any; a header that does not say costs nothing."""
+    assert cell_bytes(header(**entries)) == expected
+
+
+def test_cells_are_what_was_told_or_what_a_full_context_and_every_slot_need() -> None:
+    """Never more than all slots can fill, never less than one context, whole blocks of 256."""
+    spec = EngineSpec("llamacpp", "m", slots=8, reserve_slots=4)
+    assert cell_count(spec, 4096) == 4096 + 8 * 768
+    assert cell_count(spec, 64) == 12 * 64
+    assert cell_count(EngineSpec("llamacpp", "m", slots=1, kv_cells=100), 1000) == 1024
