@@ -231,3 +231,22 @@ async def test_wrong_orders_are_refused_by_name(daemon: Daemon) -> None:
         writer.close()
     code, said = await order(daemon, "drain", "--worker", "fast-9")
     assert code == 65 and "fast-0, fast-1" in said
+
+
+async def test_answers_of_another_model_are_not_served(daemon: Daemon) -> None:
+    """The cache knows which digest an answer is from: after an exchange, and after the way back."""
+    change(
+        daemon, ("enabled = false", "enabled = true\nsemantic = false"), ("context = 100000", 'digest = "sha256:one"')
+    )
+    assert (await order(daemon, "reload"))[0] == 0
+    ask = {"user_query": "what do you say"}
+    async with daemon.client() as client:
+        assert [(await client.execute(ask, 10)).from_cache for _ in range(2)] == [False, True]
+        change(daemon, ("sha256:one", "sha256:two"))
+        assert (await order(daemon, "reload"))[0] == 0
+        fresh = await client.execute(ask, 10)
+        assert (fresh.from_cache, fresh.model_digest) == (False, "sha256:two")
+        change(daemon, ("sha256:two", "sha256:one"))
+        assert (await order(daemon, "reload"))[0] == 0
+        known = await client.execute(ask, 10)
+    assert (known.from_cache, known.model_digest) == (True, "sha256:one")
