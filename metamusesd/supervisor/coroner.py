@@ -133,7 +133,7 @@ def _reason(slot: Slot, code: int, starved: bool) -> str:
         return "stopped" if slot.was_stopped else "hung"
     if starved:
         return "out_of_memory"
-    if slot.recycling:
+    if slot.recycling or slot.parked:
         return "replaced"
     if code >= 0:
         return {0: "done", EXIT_BAD_CONFIG: "refused"}.get(code, "error")

@@ -59,35 +59,39 @@ class Listener:
 def open_listeners(config: Config, notifier: Notifier, log: Logger) -> list[Listener]:
     """All that this daemon shall have. OSError: one could not be made, and which."""
     given = _sorted(inherited(), log)
-    found = [Listener(given.pop(HEALTH)) if HEALTH in given else _unix(config.health_socket, given, notifier)]
-    if METRICS in given:
-        found.append(Listener(given.pop(METRICS)))
-    elif config.health.tcp:
-        found.append(_tcp(*loopback(config.health.tcp), given, notifier))
+    found = [Listener(each) for each in given.pop(HEALTH, [])]
+    found = found or [_unix(config.health_socket, given.pop(HEALTH + KEPT, []), notifier)]
+    on_tcp = [Listener(each) for each in given.pop(METRICS, [])]
+    if config.health.tcp and not on_tcp:
+        on_tcp = [_tcp(*loopback(config.health.tcp), given.pop(METRICS + KEPT, []), notifier)]
     for name, unwanted in given.items():
-        unwanted.close()
-        notifier.forget(name)
-    for listener in found[1:]:
-        log.info("health listens", address="%s:%d" % listener.socket.getsockname()[:2])
-    return found
+        _give_up(name, unwanted, notifier)
+    for listener in on_tcp:
+        address, port, *_ = listener.socket.getsockname()
+        log.info("health listens", address=address, port=port)
+    return found + on_tcp
 
 
-def _sorted(given: list[tuple[str, socket.socket]], log: Logger) -> dict[str, socket.socket]:
-    """By name; one that we do not know is told by its family. What cannot be listened on is closed."""
-    found: dict[str, socket.socket] = {}
+def _sorted(given: list[tuple[str, socket.socket]], log: Logger) -> dict[str, list[socket.socket]]:
+    """By name. The family goes before the name that a unit gives: it may have none. What nobody can connect to is
+    closed."""
+    found: dict[str, list[socket.socket]] = {}
     for name, each in given:
-        known = name if name.removesuffix(KEPT) in (HEALTH, METRICS) else _usual_name(each)
-        if known in found or not _listens(each):
-            log.warning("a socket of systemd's is of no use", name=name, problem="a listening stream socket is wanted")
-            each.close()
-        else:
+        if _listens(each):
             each.setblocking(False)
-            found[known] = each
+            kind = HEALTH if each.family == socket.AF_UNIX else METRICS
+            found.setdefault(kind + (KEPT if name.endswith(KEPT) else ""), []).append(each)
+        else:
+            log.warning("a socket of systemd's is of no use", name=name, problem="it is not a listening stream socket")
+            each.close()
     return found
 
 
-def _usual_name(each: socket.socket) -> str:
-    return HEALTH if each.family == socket.AF_UNIX else METRICS
+def _give_up(name: str, kept: list[socket.socket], notifier: Notifier) -> None:
+    for each in kept:
+        each.close()
+    if kept:
+        notifier.forget(name)
 
 
 def _listens(each: socket.socket) -> bool:
@@ -97,13 +101,10 @@ def _listens(each: socket.socket) -> bool:
         return False
 
 
-def _unix(path: Path, given: dict[str, socket.socket], notifier: Notifier) -> Listener:
-    kept = given.get(HEALTH + KEPT)
-    if kept is not None and kept.getsockname() == os.fspath(path) and _leads_somewhere(path):
-        return Listener(given.pop(HEALTH + KEPT), path, notifier)
-    if kept is not None:
-        given.pop(HEALTH + KEPT).close()
-        notifier.forget(HEALTH + KEPT)
+def _unix(path: Path, kept: list[socket.socket], notifier: Notifier) -> Listener:
+    if len(kept) == 1 and kept[0].getsockname() == os.fspath(path) and _leads_somewhere(path):
+        return Listener(kept[0], path, notifier)
+    _give_up(HEALTH + KEPT, kept, notifier)
     made = Listener(listen(path), path, notifier)
     notifier.keep(HEALTH + KEPT, made.socket)
     return made
@@ -122,13 +123,10 @@ def _leads_somewhere(path: Path) -> bool:
         return True
 
 
-def _tcp(address: str, port: int, given: dict[str, socket.socket], notifier: Notifier) -> Listener:
-    kept = given.get(METRICS + KEPT)
-    if kept is not None and kept.getsockname()[:2] == (address, port):
-        return Listener(given.pop(METRICS + KEPT))
-    if kept is not None:
-        given.pop(METRICS + KEPT).close()
-        notifier.forget(METRICS + KEPT)
+def _tcp(address: str, port: int, kept: list[socket.socket], notifier: Notifier) -> Listener:
+    if len(kept) == 1 and kept[0].getsockname()[:2] == (address, port):
+        return Listener(kept[0])
+    _give_up(METRICS + KEPT, kept, notifier)
     made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setblocking(False)

@@ -30,7 +30,7 @@ def mischief(birth: Birth) -> str:
 
 def main(birth: Birth) -> int:
     signal.signal(signal.SIGTERM, lambda *_: (note(birth, "term"), sys.exit(0)))
-    note(birth, "born", generation=birth.generation, instance=birth.instance)
+    note(birth, "born", generation=birth.generation, instance=birth.instance, listen=os.environ.get("LISTEN_FDS", ""))
     if mischief(birth).startswith("exit"):
         return int(mischief(birth).split()[1])
     control.send(birth.control, {"say": "ready"})

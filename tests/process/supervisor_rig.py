@@ -59,9 +59,19 @@ class Daemon:
         self.log = (directory / "log").open("ab")
 
     def start(self) -> Daemon:
-        command = [sys.executable, "-c", RUN, json.dumps(self.overrides), json.dumps(self.kids)]
-        self.process = subprocess.Popen(command, env=self.environ, stderr=self.log, stdout=self.log, cwd=ROOT)
+        command = self.command(sys.executable, "-c", RUN, json.dumps(self.overrides), json.dumps(self.kids))
+        self.process = subprocess.Popen(
+            command, env=self.environ, stderr=self.log, stdout=self.log, cwd=ROOT, pass_fds=self.pass_fds()
+        )
         return self
+
+    def command(self, *arguments: str) -> list[str]:
+        """How it is started."""
+        return [*arguments]
+
+    def pass_fds(self) -> list[int]:
+        """What it inherits."""
+        return []
 
     def __enter__(self) -> Daemon:
         return self.start()

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from metamusesd.supervisor.systemd import Notifier
+from metamusesd.supervisor.systemd import Notifier, inherited
 
 
 @pytest.fixture
@@ -70,3 +70,28 @@ def test_without_systemd_it_is_silent():
         each.feed()
         each.stopping()
         each.close()
+
+
+def test_a_socket_is_kept_and_forgotten(tmp_path, listener):
+    """FDSTORE carries the descriptor itself and its name; FDSTOREREMOVE the name."""
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    with socket.socket(socket.AF_UNIX) as mine:
+        mine.bind(str(tmp_path / "mine"))
+        notifier.keep("health.kept", mine)
+        message, fds, _, _ = socket.recv_fds(listener, 4096, 4)
+        assert message == b"FDSTORE=1\nFDNAME=health.kept"
+        with socket.socket(fileno=fds[0]) as theirs:
+            assert theirs.getsockname() == mine.getsockname()
+    assert notifier.is_heard
+    notifier.forget("health.kept")
+    notifier.close()
+    assert heard(listener) == ["FDSTOREREMOVE=1\nFDNAME=health.kept"]
+    assert not notifier.is_heard
+
+
+def test_sockets_of_another_process_are_not_ours():
+    """LISTEN_PID of somebody else, or nonsense: nothing is taken, and no child sees the variables."""
+    for given in ({"LISTEN_FDS": "2", "LISTEN_PID": "1"}, {"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())}, {}):
+        environ = dict(given, LISTEN_FDNAMES="health:metrics")
+        assert inherited(environ) == []
+        assert environ == {}
