@@ -118,12 +118,18 @@ def configuration(args: argparse.Namespace) -> Config:
     """What --config, the environment and --set make together. Raises ConfigError."""
     from metamusesd import config
 
+    file, overrides = sources(args)
+    return config.load(file, overrides=overrides)
+
+
+def sources(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
+    """The file of --config and the options of --set, before, between and after the command. Raises ConfigError."""
     places = [place for place in ("_before", "_between", "") if hasattr(args, f"set{place}")]
     pairs = [text.partition("=") for place in places for text in getattr(args, f"set{place}")]
     files = [file for place in places if (file := getattr(args, f"config{place}"))]
     if wrong := [f"--set {key}: has no value; write --set {key}=VALUE" for key, sign, _ in pairs if not sign]:
         raise ConfigError(wrong)
-    return config.load(files[-1] if files else None, overrides={key.strip(): value for key, _, value in pairs})
+    return (files[-1] if files else None), {key.strip(): value for key, _, value in pairs}
 
 
 def complain(line: str) -> None:

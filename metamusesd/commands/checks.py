@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from metamusesd import config as configuration
@@ -31,6 +32,22 @@ def all_checks(config: Config) -> Iterator[Finding]:
     yield from _models(config)
     yield from _placement(config)
     yield from _redis(config)
+
+
+def explain(config: Config, file: str | None, overrides: Mapping[str, str], *, as_json: bool) -> None:
+    """Print what would run, and why. For a configuration without mistakes."""
+    from metamusesd.commands import explanation, machine
+    from metamusesd.config.origins import origins
+    from metamusesd.supervisor.cpus import usable_cores
+    from metamusesd.supervisor.measured import core_rates
+    from metamusesd.supervisor.placement import model_sizes, place
+
+    cores, places = usable_cores(), origins(file, overrides)
+    placement = place(config, cores, model_sizes(config), core_rates(config))
+    if as_json:
+        print(json.dumps(explanation.facts(config, places, placement), ensure_ascii=False))
+    else:
+        explanation.show(config, places, cores, placement, machine.available_bytes())
 
 
 def _models(config: Config) -> Iterator[Finding]:

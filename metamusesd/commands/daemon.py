@@ -34,6 +34,13 @@ def run(args: argparse.Namespace) -> int:
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print mistakes only")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="say what would run and why: origins of options, placement, memory, tiers",
+    )
+    parser.add_argument("--json", action="store_true", help="with --explain: one line of JSON")
+    parser.epilog = "exit codes: 0 it would run, 78 mistakes, one line for each"
 
 
 def check(args: argparse.Namespace) -> int:
@@ -46,8 +53,10 @@ def check(args: argparse.Namespace) -> int:
         if finding.wrong:
             mistakes += 1
             cli.complain(finding.text)
-        elif not args.quiet:
+        elif not args.quiet and not args.explain:
             print(f"ok  {finding.text}")
+    if args.explain and not mistakes:
+        checks.explain(loaded, *cli.sources(args), as_json=args.json)
     return cli.EXIT_CONFIG if mistakes else 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
@@ -24,27 +24,43 @@ from metamusesd.tiers import DOMAINS, TIERS
 DEFAULT_FILE = Path("/etc/metamusesd/metamusesd.toml")
 SERVICE_CREDENTIALS = Path("/run/credentials/metamusesd.service")  # where systemd puts them; root may read it
 SOCKET_PATH_BYTES = 107
+CREDENTIALS, ENVIRONMENT, FLAGS = "credentials", "environment", "--set"  # the places besides the file
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+Seen = Callable[[str, dict[str, Any]], None]
 
 
 def load(
     path: str | Path | None = None, environ: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None
 ) -> Config:
     """Read, override, validate. Raises ConfigError with all mistakes. Reads no model file, asks no Redis."""
-    environ = os.environ if environ is None else environ
     mistakes: list[str] = []
-    data, source = _read(path or environ.get("METAMUSESD_CONFIG") or None, mistakes)
-    if directory := _credentials(environ, source):
-        _merge_credentials(data, directory, mistakes)
-    _merge_environment(data, environ, mistakes)
-    for key, text in (overrides or {}).items():
-        _put(data, key, _scalar(text), mistakes)
+    data, source = gather(path, os.environ if environ is None else environ, overrides or {}, mistakes)
     config = _build(data, source, mistakes)
     if not mistakes:
         mistakes += _check(config)
     if mistakes:
         raise ConfigError(mistakes)
     return config
+
+
+def gather(
+    path: str | Path | None, environ: Mapping[str, str], overrides: Mapping[str, str], mistakes: list[str],
+    seen: Seen = lambda _place, _data: None,
+) -> tuple[dict[str, Any], str]:
+    """What all places together say, not yet validated, and the file's name. `seen`: told of each place, and of all data
+    up to it."""
+    data, source = _read(path or environ.get("METAMUSESD_CONFIG") or None, mistakes)
+    seen(source, data)
+    if directory := _credentials(environ, source):
+        _merge_credentials(data, directory, mistakes)
+        seen(CREDENTIALS, data)
+    _merge_environment(data, environ, mistakes)
+    seen(ENVIRONMENT, data)
+    for key, text in overrides.items():
+        _put(data, key, _scalar(text), mistakes)
+    seen(FLAGS, data)
+    return data, source
 
 
 def _read(path: str | Path | None, mistakes: list[str]) -> tuple[dict[str, Any], str]:

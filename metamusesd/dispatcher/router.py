@@ -98,6 +98,12 @@ def route(request: InferenceRequest, tiers: Sequence[TierView], rules: RoutingRu
     )  # fmt: skip
 
 
+def acceptable(wanted: str, tiers: Sequence[TierView], rules: RoutingRules) -> tuple[str, ...]:
+    """The tiers that may serve a prompt that wants this one, best first, whoever's it is."""
+    names = tuple(dict.fromkeys(tier.name for tier in tiers))
+    return _accept(wanted, names, rules.policy, rules.fallback)[0]
+
+
 def query_of(request: InferenceRequest) -> str:
     """The text that is analysed: the user's last words."""
     if request.messages is None:
