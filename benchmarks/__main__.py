@@ -1,6 +1,6 @@
 """The door to all benchmarks · bench process · dispatches a name to its module, imported only when asked for.
 
-python -m benchmarks engine|queue|cache|routing|schedule|faults [--json OUT] [--quick] [--case NAME]
+python -m benchmarks engine|queue|cache|routing|schedule|scrape|faults [--json OUT] [--quick] [--case NAME]
 python -m benchmarks build-llama-server [--dir DIR] [--jobs N]
 """
 
@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("engine", "queue", "cache", "routing", "schedule", "faults")
+NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "faults")
 
 
 def main(arguments: list[str]) -> int:

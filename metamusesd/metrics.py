@@ -183,16 +183,10 @@ class MetricsPage:
 
     def render(self) -> str:
         """Everything that was ever counted, as Prometheus text."""
-        return "".join(self._render())
+        return "".join(self.pieces())
 
-    def _resolve(self, name: str, label: str) -> int:
-        given = label.split("/")
-        allowed = list(self._families[name].labels.values())
-        given += [OTHER] * (len(allowed) - len(given))
-        values = (value if value in known else OTHER for value, known in zip(given, allowed, strict=False))
-        return self._offsets[name, "/".join(values)]
-
-    def _render(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[str]:
+        """The same before it is joined: whoever has more to add copies half a megabyte once and not twice."""
         words = self._words[: self._used].tolist()
         for family, series in self._plan:
             yield family.header
@@ -204,6 +198,13 @@ class MetricsPage:
                     if template is None:
                         template = self._templates[offset] = _template(family, values)
                     yield template % (_cumulated(mine) if cumulate else mine[0])
+
+    def _resolve(self, name: str, label: str) -> int:
+        given = label.split("/")
+        allowed = list(self._families[name].labels.values())
+        given += [OTHER] * (len(allowed) - len(given))
+        values = (value if value in known else OTHER for value, known in zip(given, allowed, strict=False))
+        return self._offsets[name, "/".join(values)]
 
 
 def _shows_zero(family: Family, values: tuple[str, ...]) -> bool:
@@ -230,7 +231,7 @@ def _cumulated(words: list[int]) -> tuple[float, ...]:
 def expose(family: Family, samples: Iterable[tuple[str, float]]) -> str:
     """A metric that is computed when it is asked for, as Prometheus text: (label_text, value) of each sample."""
     name = PREFIX + family.name
-    return family.header + "".join([f"{name}{labels} {value:.15g}\n" for labels, value in samples])
+    return family.header + "".join([f"{name}{labels} {+value}\n" for labels, value in samples])  # +True is 1
 
 
 def label_text(labels: Mapping[str, str]) -> str:

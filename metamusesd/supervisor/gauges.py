@@ -71,10 +71,10 @@ class Computed:
     look: Callable[[Sight], Iterable[Sample]]
 
 
-def render(board: Board, facts: Facts) -> str:
-    """Prometheus text."""
+def pieces(board: Board, facts: Facts) -> list[str]:
+    """Prometheus text, not joined yet."""
     sight = Sight(board, facts)
-    return "".join([expose(each.family, each.look(sight)) for each in COMPUTED])
+    return [expose(each.family, each.look(sight)) for each in COMPUTED]
 
 
 @lru_cache(maxsize=4096)

@@ -38,7 +38,8 @@ def kernel_sight(pid: int, root: Path = Path("/")) -> Kernel:
 def resident_bytes(pid: int, root: Path = Path("/")) -> int:
     """Resident memory, shared or not; 0: unknown."""
     try:
-        return int((root / f"proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        with open(f"{root}/proc/{pid}/statm", "rb", buffering=0) as file:
+            return int(file.read(STAT_BYTES).split()[1]) * PAGE_BYTES
     except (OSError, ValueError, IndexError):
         return 0
 

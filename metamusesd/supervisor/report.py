@@ -108,7 +108,7 @@ class Reporter:
             self.config, self.slots, self.started_s, self.phase, ready=not self.reasons(),
             degraded=bool(self.degraded()), exits=self.exits, cpu_s=self.cpu_s,
         )  # fmt: skip
-        return self._page.render() + gauges.render(self.board, facts)
+        return "".join([*self._page.pieces(), *gauges.pieces(self.board, facts)])
 
     def beat_age_s(self) -> float | None:
         """How old the dispatcher's heartbeat is; None before its first."""
