@@ -24,6 +24,7 @@ from typing import Protocol
 
 from metamusesd.errors import IdConflict, QueueFull
 from metamusesd.queues.answers import AnswerLimits, Answers, Kept
+from metamusesd.queues.census import Census
 
 INGRESS = "ingress"
 CLASS_STRIDE = 2**44  # score = (3 - priority) · 2⁴⁴ + sequence: highest class first, FIFO inside; exact in a double
@@ -106,10 +107,8 @@ class Receipt:
 def receipt(kind: str, id: str, detail: str, retry_after_ms: str) -> Receipt | QueueFull | IdConflict:
     """The answer to one submission, from the four words of lua/submit.lua."""
     if kind == "full":
-        return QueueFull(
-            f"The queue is full: the bound on {detail} is reached.", retry_after_s=int(retry_after_ms) / 1000,
-            bound=detail, id=id,
-        )  # fmt: skip
+        text = f"The queue is full: the bound on {detail} is reached."
+        return QueueFull(text, retry_after_s=int(retry_after_ms) / 1000, bound=detail, id=id)
     if kind == "conflict":
         return IdConflict(f"This {detail} already names another request: job {id}.", id=id, by=detail)
     return Receipt(id, detail, duplicate=kind == "duplicate")
@@ -308,7 +307,7 @@ def cancels(owner: str) -> str:
     return f"cancels:{owner}"
 
 
-class Queue(Answers, Protocol):
+class Queue(Answers, Census, Protocol):
     """One connection to one queue (prefix). Safe for many concurrent calls of one event loop."""
 
     async def open(self) -> None:

@@ -7,7 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from metamusesd.queues.base import INGRESS, Depth, Host, JobEvent, JobView, Position, Service
+from metamusesd.job import TERMINAL
+from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, Host, JobEvent, JobView, Position, Service
+from metamusesd.queues.census import LiveJob
 from metamusesd.queues.memory_store import Job, Store
 from metamusesd.queues.memory_turns import TURNS
 
@@ -51,6 +53,14 @@ class MemoryViews:
         found = [job for job in map(self._store.get, list(self._store.jobs)) if job and job.state == "dead"]
         found.sort(key=lambda job: (job.ended_ms, job.submission.id), reverse=True)
         return [replace(_view(job), body=b"") for job in found[: max(count, 1)]]
+
+    async def living(self) -> int:
+        """See census.Census."""
+        return len(_live(self._store))
+
+    async def live(self, skip: int, count: int) -> tuple[int, list[LiveJob]]:
+        """See census.Census."""
+        return self._store.now_ms(), [_live_job(job) for job in _live(self._store)[skip : skip + max(count, 1)]]
 
     async def depths(self, queues: Sequence[str]) -> list[Depth]:
         """See base.Queue."""
@@ -146,6 +156,19 @@ def _thousandths(service: Service) -> Service:
     start_hz, p50, p90 = (round(x * 1000) / 1000 for x in (service.start_hz, service.factor_p50, service.factor_p90))
     start_hz = max(start_hz, 0.001 if service.start_hz > 0 else 0.0)
     return Service(service.model, max(service.free, 0), start_hz, p50, p90, service.identity, service.workers)
+
+
+def _live(store: Store) -> list[Job]:
+    found = [job for job in map(store.get, list(store.jobs)) if job and job.state not in TERMINAL]
+    return sorted(found, key=lambda job: job.score % CLASS_STRIDE)
+
+
+def _live_job(job: Job) -> LiveJob:
+    runs, sent = job.state == "running", job.submission
+    return LiveJob(
+        sent.id, job.state, job.priority, sent.tenant, job.submitted_ms, job.queue if runs else "", job.tiers,
+        job.claimed_ms if runs else 0, job.owner if runs else "", job.attempt, job.crashes,
+    )  # fmt: skip
 
 
 def _view(job: Job) -> JobView:

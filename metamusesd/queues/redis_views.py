@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from metamusesd.job import TERMINAL
 from metamusesd.queues.base import CLASS_STRIDE, INGRESS, Depth, Host, JobEvent, JobView, Position, Service
+from metamusesd.queues.census import LiveJob
 from metamusesd.queues.redis_door import RedisDoor
 
 READ_COUNT = 1000  # stream entries of one read
 VIEW_FIELDS = ("state", "prio", "attempt", "crashes", "tenant", "submitted", "route", "owner", "retries", "reason",
                "ended", "evidence")  # fmt: skip
+
+LIVE_FIELDS = ("state", "prio", "tenant", "submitted", "queue", "tiers", "claimed", "owner", "attempt", "crashes")
 
 
 class RedisViews:
@@ -63,6 +66,21 @@ class RedisViews:
         keys = (f"{self.prefix}:job:{id}" for id in ids)
         found = await asyncio.gather(*(self._door.ask("HMGET", key, *VIEW_FIELDS) for key in keys))
         return [_unpack_view(id, [*fields, b""]) for id, fields in zip(ids, found, strict=True) if fields[0] == b"dead"]
+
+    async def living(self) -> int:
+        """See census.Census."""
+        count: int = await self._door.ask("ZCARD", f"{self.prefix}:live")
+        return count
+
+    async def live(self, skip: int, count: int) -> tuple[int, list[LiveJob]]:
+        """See census.Census."""
+        ask, last = self._door.ask, skip + max(count, 1) - 1
+        clock, raw = await asyncio.gather(ask("TIME"), ask("ZRANGE", f"{self.prefix}:live", skip, last))
+        ids = [id.decode() for id in raw]
+        found = await asyncio.gather(*(ask("HMGET", f"{self.prefix}:job:{id}", *LIVE_FIELDS) for id in ids))
+        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
+        pairs = zip(ids, found, strict=True)
+        return now_ms, [_unpack_live(id, fields) for id, fields in pairs if _lives(fields[0])]
 
     async def depths(self, queues: Sequence[str]) -> list[Depth]:
         """See base.Queue."""
@@ -120,6 +138,20 @@ def _unpack_view(id: str, fields: list[bytes | None]) -> JobView:
     return JobView(
         id, _text(state), number(prio), number(attempt, 1), number(crashes), _text(tenant), number(submitted), route,
         _text(owner), body, number(retries), _text(reason), number(ended), tuple(evidence.splitlines()),
+    )  # fmt: skip
+
+
+def _lives(state: bytes | None) -> bool:
+    return state is not None and _text(state) not in TERMINAL
+
+
+def _unpack_live(id: str, fields: list[bytes | None]) -> LiveJob:
+    state, prio, tenant, submitted, queue, tiers, claimed, owner, attempt, crashes = (field or b"" for field in fields)
+    runs = state == b"running"
+    return LiveJob(
+        id, _text(state), number(prio, 1), _text(tenant), number(submitted), _text(queue) if runs else "",
+        tuple(_text(tiers).split()), number(claimed) if runs else 0, _text(owner) if runs else "", number(attempt, 1),
+        number(crashes),
     )  # fmt: skip
 
 
