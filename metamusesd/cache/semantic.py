@@ -40,6 +40,7 @@ EQUAL_SCORE = 0.999  # a wrong hit with so much: no bar can keep these two apart
 MOST_COMPLAINTS = 3
 BAR_STEP = 0.01
 TEND_S, MORE_S = 1.0, 0.05  # between two turns of the upkeep; while it has more to do
+QUIET_TEND_S, QUIET_AFTER_NS = 5.0, 60_000_000_000  # while nobody has asked for so long: what was written is flushed
 COUNTED = (
     "hits", "flights", "misses", "beyond", "failures", "late", "kept", "unkept", "promises", "withdrawn", "complaints",
     "dropped",
@@ -320,7 +321,8 @@ class Semantic:
         """Look after the stores until cancelled."""
         while True:
             more = await self.tend_once()
-            await asyncio.sleep(MORE_S if more else TEND_S)
+            quiet = self._now_ns() - self._asked_ns > QUIET_AFTER_NS and not self.store_trouble
+            await asyncio.sleep(MORE_S if more else QUIET_TEND_S if quiet else TEND_S)
 
     async def tend_once(self) -> bool:
         """One turn; True: there is more to do. A store in trouble is not spared: it may heal. Never raises."""

@@ -1,7 +1,8 @@
 """All stages · dispatcher · what is done again and again: beat, renew, reap, look at the queues.
 
 The beat never waits for Redis: the supervisor takes a dispatcher without a beat for hung. Everything else waits for
-Redis and only skips a turn when it is away.
+Redis and only skips a turn when it is away. When nobody has been served and nobody has waited for QUIET_AFTER_S, all of
+it is done more seldom: an idle daemon sleeps.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from metamusesd.queues.base import Host, Queue, Suspect, cancels
 from metamusesd.tiers import TIERS
 from metamusesd.wire import Complain
 
-BEAT_S = 0.05
+BEAT_S, QUIET_BEAT_S = 0.05, 0.5
 SILENT_NS = 40_000_000  # less than a beat: every beat asks, so that a cancel whose hint was lost is heard soon
 HINT_S = 5.0  # the longest wait for the hint of a cancel
 GATHER_S = 0.02  # after one: so often at most a flood of cancels makes us ask about every run
-SURVEY_S, SAMPLE_S = 1.0, 0.2
-REAP_S = 1.0
+SURVEY_S, QUIET_SURVEY_S, SAMPLE_S = 1.0, 2.5, 0.2
+REAP_S, QUIET_REAP_S = 1.0, 2.5
+QUIET_AFTER_S = 10.0  # longer than the first retries of a job wait: no survey shows those
 MOST_SWEEPS = 10  # in a row, when one was not enough
 HOST_TTL_S = 10.0
+KEPT_S = 10.0
 
 
 class Rounds:
@@ -42,6 +45,8 @@ class Rounds:
         self.surveyed = asyncio.Event()  # the other hosts are known
         self._dispatcher, self._queue, self._owner, self._tiers = dispatcher, queue, owner, tiers
         self._lease_ms, self._hang_ms = lease_ms, int(hang_s * 1000)
+        self._count_s = 0.0  # when the exact cache is counted again
+        self._worked_s, self._claims = time.monotonic(), 0  # when somebody was served or waited; claims until then
 
     async def beat(self) -> None:
         """Show that the loop turns, and ask about runs that say nothing."""
@@ -51,10 +56,24 @@ class Rounds:
             dispatcher.ledger.beat(len(dispatcher.held), dispatcher.fleet.size, self.draining, lag_ns)
             dispatcher.fleet.refresh()
             tick()
+            dispatcher.ledger.leases(dispatcher.held)
+            self.notice(bool(dispatcher.held))
             if dispatcher.held and dispatcher.ledger.redis_ok:
                 dispatcher.ask(SILENT_NS)
-            due_ns = time.monotonic_ns() + int(BEAT_S * 1e9)
-            await asyncio.sleep(BEAT_S)
+            rest_s = self.rest_s(BEAT_S, QUIET_BEAT_S)
+            due_ns = time.monotonic_ns() + int(rest_s * 1e9)
+            await asyncio.sleep(rest_s)
+
+    def rest_s(self, usual_s: float, quiet_s: float) -> float:
+        """Until the next round: longer when nobody has been served here, nor has waited anywhere, for a while."""
+        quiet = time.monotonic() - self._worked_s > QUIET_AFTER_S and self._dispatcher.ledger.redis_ok
+        return quiet_s if quiet else usual_s
+
+    def notice(self, busy: bool) -> None:
+        """Somebody is served or waits, or was claimed since the last call: no quiet for a while."""
+        claims = self._dispatcher.ledger.claims
+        if busy or claims != self._claims:
+            self._worked_s, self._claims = time.monotonic(), claims
 
     async def cancels(self) -> None:
         """A job that runs here was cancelled: ask about every run at once, and not only about silent ones, later."""
@@ -100,18 +119,22 @@ class Rounds:
         """Sweep what nobody holds any more. A lease is reaped when it was first seen expired a renewal's time ago."""
         seen: dict[Suspect, float] = {}
         while True:
-            await asyncio.sleep(REAP_S * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
+            rest_s = self.rest_s(REAP_S, QUIET_REAP_S)
+            await asyncio.sleep(rest_s * random.uniform(0.9, 1.1))  # noqa: S311 (jitter)
             before_s = time.monotonic() - self._lease_ms / 3000
             try:
                 doubted = [each for each, at_s in seen.items() if at_s <= before_s]
                 reaped = await self._queue.reap(self._owner, doubted, tiers=TIERS)
+                self._dispatcher.ledger.reaped(reaped)
                 sweeps = 1
                 while reaped.more and sweeps < MOST_SWEEPS:
                     reaped, sweeps = await self._queue.reap(self._owner, tiers=TIERS), sweeps + 1
+                    self._dispatcher.ledger.reaped(reaped)
             except QueueError as error:
                 self._dispatcher.ledger.redis(error)
                 seen = {}  # Redis did not answer in between: doubt again from the start
                 continue
+            self.notice(bool(reaped.suspects))
             now_s = time.monotonic()
             seen = {suspect: seen.get(suspect, now_s) for suspect in reaped.suspects}
 
@@ -125,7 +148,7 @@ class Rounds:
                 self._dispatcher.ledger.redis(error)
                 if isinstance(error, QueueFault):
                     self.surveyed.set()  # it does answer
-            await asyncio.sleep(SURVEY_S)
+            await asyncio.sleep(self.rest_s(SURVEY_S, QUIET_SURVEY_S))
 
     async def _survey(self) -> None:
         outlook, queue = self._dispatcher.outlook, self._queue
@@ -136,16 +159,23 @@ class Rounds:
             for tier, service in outlook.services(self._free()).items()
         }
         await queue.announce(Host(self._owner, services), HOST_TTL_S)
-        hosts = await queue.hosts()
-        depths = await queue.depths(QUEUES)
+        hosts, depths = await asyncio.gather(queue.hosts(), queue.depths(QUEUES))
         outlook.surveyed(depths, hosts)
         self.surveyed.set()
         self._dispatcher.ledger.depths(depths)
+        await self._count_kept()
+        self.notice(any(any(depth.by_class) for depth in depths))
         for depth in depths:
             if depth.queue in self._tiers and any(depth.by_class):
                 await queue.push(depth.queue)
         await self._pass_complaints()
         await queue.check()
+
+    async def _count_kept(self) -> None:
+        """What the exact cache holds, now and then: nobody is in a hurry to know."""
+        if (now_s := time.monotonic()) >= self._count_s:
+            self._count_s = now_s + KEPT_S
+            self._dispatcher.ledger.exact_cache(*await self._queue.kept())
 
     async def _pass_complaints(self) -> None:
         """To the vectors process; while that is away they stay in Redis."""
@@ -162,7 +192,7 @@ class Rounds:
         outlook = self._dispatcher.outlook
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(outlook.arrived.wait(), SURVEY_S)
+                await asyncio.wait_for(outlook.arrived.wait(), self.rest_s(SURVEY_S, QUIET_SURVEY_S))
             late = outlook.forecast.overdue(time.monotonic())
             with contextlib.suppress(QueueError):  # the survey reports it
                 for id in filter(None, (outlook.newcomer, late)):

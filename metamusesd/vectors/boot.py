@@ -27,7 +27,8 @@ from metamusesd.vectors.row import Row
 from metamusesd.vectors.talk import Hooks, Talk
 from metamusesd.vectors.vectors import Vectors
 
-BEAT_S = 0.05
+BEAT_S, QUIET_BEAT_S = 0.05, 0.5
+QUIET_AFTER_S = 10.0  # without a question
 RETRY_S, RETRY_MOST_S = 0.5, 15.0
 DYING_S, POLL_S = 2.0, 0.1
 TELL_S = 2.0  # trouble that comes and goes, a full disk's, is told so often at most
@@ -127,13 +128,17 @@ class Boot:
             self._log.error("no cache socket", problem=str(error))
 
     async def _beat(self) -> None:
-        """Show that the loop turns, and tell what is wrong with the store or the embedder."""
+        """Show that the loop turns, and tell what is wrong with the store or the embedder. More seldom while nobody
+        asks: an idle daemon sleeps."""
+        asked, asked_s = 0, time.monotonic()
         while True:
             self._row.beat()
             tick()
+            if self._semantic.asked != asked or self._semantic.trouble:
+                asked, asked_s = self._semantic.asked, time.monotonic()
             if self._semantic.trouble != self._told and time.monotonic() >= self._tell_s:
                 self._tell(self._semantic.trouble)
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(BEAT_S if time.monotonic() - asked_s < QUIET_AFTER_S else QUIET_BEAT_S)
 
     def _tell(self, trouble: str) -> None:
         if not self._child.say({"say": "trouble", "problem": trouble}):
