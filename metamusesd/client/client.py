@@ -37,6 +37,7 @@ from metamusesd.errors import (
 from metamusesd.job import TERMINAL, InferenceRequest, Result, body_digest, encode_request, parse_request
 from metamusesd.queues.answers import Recall, Recalled
 from metamusesd.queues.base import Depth, Host, JobEvent, JobView, Position, Queue, Receipt, Submission
+from metamusesd.queues.census import LiveJob
 
 SUBMIT_TIMEOUT_S = 30.0
 
@@ -181,6 +182,14 @@ class Client:
     async def hosts(self) -> list[Host]:
         """The live hosts, what each serves and how fast."""
         return await self._queue.hosts()
+
+    async def living(self) -> int:
+        """How many jobs have not ended."""
+        return await self._queue.living()
+
+    async def live(self, skip: int = 0, count: int = 1000) -> tuple[int, list[LiveJob]]:
+        """The server's clock, and up to `count` jobs that have not ended, by age, without the `skip` oldest."""
+        return await self._queue.live(skip, count)
 
     async def dead(self, count: int = 100) -> list[JobView]:
         """The quarantined jobs, the newest first, with the evidence of their crashes."""

@@ -123,6 +123,8 @@ def _worker(worker: Mapping[str, Any], config: Config) -> Iterator[Complaint]:
             f"{name} has failed ({why}) and is not started again",
             f"`metamusesd check` names a bad model file or option; else {LOG}, {stacks}; then restart the daemon",
         )
+    elif status == "starting" and worker.get("restarts"):
+        yield Complaint(f"{name} starts again: it died ({why})", f"wait; why it died: {LOG}, {stacks}")
     elif status == "ready" and worker.get("restarts") and worker.get("since_s", LATELY_S) < LATELY_S:
         yield Complaint(f"{name} was replaced {worker['since_s']:.0f} s ago ({why})", f"{LOG}, {stacks}")
 

@@ -18,6 +18,7 @@ from tests.contract.redis_servers import RedisServer, binary_of
 from tests.process.daemon_rig import Daemon, running
 
 PATIENCE_S = 40.0
+LISTS = (["--state", "running", "--tier", "fast"], ["--list", "--count", "3"], ["--class", "critical"])
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,11 @@ async def test_a_waiting_job_says_its_place(daemon: Daemon) -> None:
         assert sum(queue["normal"] for queue in whole["queues"].values()) >= 24
         assert [[*host["tiers"]] for host in whole["hosts"]] == [["fast"]]
         assert "waiting" in drawn and "fast" in drawn and "echo" in drawn
+        told = [json.loads((await asyncio.to_thread(cli, daemon, "jobs", "--json", *words)).stdout) for words in LISTS]
+        assert [len(each["jobs"]) for each in told] == [16, 3, 0]
+        assert all((job["queue"], job["running_ms"] >= 0) == ("fast", True) for job in told[0]["jobs"])
+        assert [job["age_ms"] for job in told[1]["jobs"]] == sorted(job["age_ms"] for job in told[1]["jobs"])[::-1]
+        assert told[1]["fit"] == told[1]["living"] >= 40
         assert plain.stderr is not None and silent.stderr is not None
         async with asyncio.timeout(PATIENCE_S):
             line = (await plain.stderr.readline()).decode()

@@ -97,6 +97,13 @@ def test_a_worker_that_was_replaced_lately_is_worth_a_word() -> None:
     assert advise(answer(workers=[fresh | {"since_s": 999.0}]), CONFIG) == []
 
 
+def test_a_worker_that_starts_again_is_told_and_one_that_starts_first_is_not() -> None:
+    """Only a death is worth a word."""
+    (found,) = advise(answer(workers=[worker("fast-0"), worker("fast-1", status="starting", restarts=1)]), CONFIG)
+    assert found.text.startswith("fast-1 starts again")
+    assert advise(answer(workers=[worker("fast-0"), worker("fast-1", status="starting")]), CONFIG) == []
+
+
 def test_jobs_older_than_their_class_allows_are_a_complaint() -> None:
     """Against the most patient class that waits there; stale figures prove nothing; who has no limit has none."""
 
