@@ -144,6 +144,7 @@ class InferenceRequest(_Plain, frozen=True):
     on_restart: Literal["restart", "fail"] = "restart"
     tier_policy: Literal["strict", "prefer", "degrade_ok", "upgrade_ok"] | None = None  # whether another tier may help
     truncate: Literal["never", "oldest"] = "never"
+    traceparent: Annotated[str, msgspec.Meta(max_length=256)] | None = None  # W3C: the trace that it is a part of
 
     @property
     def class_(self) -> Priority:
@@ -289,8 +290,8 @@ def _check_texts(request: InferenceRequest) -> None:
 
 
 def body_digest(request: InferenceRequest) -> str:
-    """What makes two submits of one id the same request: everything but id and created_at. Hex, 128 bits."""
-    plain = msgspec.structs.replace(request, id="", created_at=None)
+    """What makes two submits of one id the same request: all but id, created_at and traceparent. Hex, 128 bits."""
+    plain = msgspec.structs.replace(request, id="", created_at=None, traceparent=None)
     return hashlib.blake2b(encode_request(plain), digest_size=16).hexdigest()
 
 

@@ -18,6 +18,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
+
 from metamusesd import config
 from metamusesd.client.feed import Ending, Feed
 from metamusesd.client.inbox import Inbox
@@ -38,6 +40,7 @@ from metamusesd.job import TERMINAL, InferenceRequest, Result, body_digest, enco
 from metamusesd.queues.answers import Recall, Recalled
 from metamusesd.queues.base import Depth, Host, JobEvent, JobView, Position, Queue, Receipt, Submission
 from metamusesd.queues.census import LiveJob
+from metamusesd.tracing import current_traceparent
 
 SUBMIT_TIMEOUT_S = 30.0
 
@@ -289,6 +292,8 @@ class Client:
             self._inbox.drop(id, ending)
 
     def _submission(self, request: InferenceRequest, *, watch: bool = True, stream: bool = True) -> Submission:
+        if request.traceparent is None and (traceparent := current_traceparent()) is not None:
+            request = msgspec.structs.replace(request, traceparent=traceparent)
         return Submission(
             id=request.id,
             body=encode_request(request),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 from typing import Any
 
 import uvloop
@@ -22,11 +23,13 @@ from metamusesd.dispatcher.identities import defaults_of
 from metamusesd.dispatcher.outbox import pause_s
 from metamusesd.dispatcher.rounds import Rounds
 from metamusesd.dispatcher.router import routing_rules_of, views_of
-from metamusesd.errors import QueueError, QueueRefused
+from metamusesd.dispatcher.traces import Traces
+from metamusesd.errors import ConfigError, QueueError, QueueRefused
 from metamusesd.log import get_logger
 from metamusesd.queues.base import Queue
 from metamusesd.queues.limits import limits_of
 from metamusesd.routing.analysis import analyse
+from metamusesd.tracing import CLOSE_S, Exporter
 
 CONFIGURE_S = 5.0
 
@@ -53,12 +56,14 @@ class Boot:
         """Until drained (0), or until something cannot go on."""
         child = self._child = Child(self._birth, self._log)
         config, names = self._birth.config, list(self._birth.config.enabled_tiers())
+        exporter = self._open_traces()
+        traces = Traces(exporter, config.telemetry.sample, self._log, config.queue.max_crashes)
         dispatcher = self._dispatcher = Dispatcher(
             queue, self._birth.board, self._tiers, self._owner, self._log, lease_ms=self._lease_ms,
             max_crashes=config.queue.max_crashes,
             retries=Retries(config.queue.max_retries, config.queue.retry_s, config.queue.retry_most_s),
             rules=rules_of(config), routing=routing_rules_of(config), defaults=defaults_of(config),
-            vectors_lost=self._vectors_lost,
+            vectors_lost=self._vectors_lost, traces=traces,
         )  # fmt: skip
         self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
         analyse("")  # reads its weights: not under the first job
@@ -74,7 +79,19 @@ class Boot:
             dispatcher.fleet.close()
             dispatcher.vectors.close()
             await queue.close()
+            if exporter is not None:
+                exporter.close(sent := threading.Event())
+                await asyncio.to_thread(sent.wait, CLOSE_S)
             await asyncio.sleep(0)  # connections are lost in the next turn of the loop
+
+    def _open_traces(self) -> Exporter | None:
+        """Without the library the service goes on, and says what is missing."""
+        endpoint = self._birth.config.telemetry.otlp_endpoint
+        try:
+            return Exporter(endpoint, self._birth.instance) if endpoint else None
+        except ConfigError as error:
+            self._log.error("no traces", problem=error.message)
+            return None
 
     async def _serve(self, queue: Queue) -> None:
         """Everything that needs Redis: first the door, then what an older self held, then the work."""

@@ -37,6 +37,7 @@ from metamusesd.dispatcher.pump import Pump
 from metamusesd.dispatcher.router import RoutingRules, TierView, route
 from metamusesd.dispatcher.run import Back, End, Run
 from metamusesd.dispatcher.scheduling import Scheduling
+from metamusesd.dispatcher.traces import Traces
 from metamusesd.dispatcher.vectors_link import VectorsLink
 from metamusesd.errors import ContextOverflow, DeadlineUnmeetable, MetamusesdError, NoCapacity, QueueError, UnknownTier
 from metamusesd.job import parse_request
@@ -57,10 +58,12 @@ class Dispatcher:
         max_crashes: int = 3, retries: Retries | None = None, rules: Rules | None = None,
         routing: RoutingRules = RoutingRules(),  # noqa: B008 (frozen)
         defaults: Mapping[str, Mapping[str, float]] | None = None, vectors_lost: Callable[[int], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:  # fmt: skip
         names = [tier.name for tier in tiers]
         self.held: set[Run] = set()
         self.ledger = Ledger(board, log, max_crashes)
+        self.traces = traces or Traces(None, 0.0, log)
         self.outbox = Outbox(queue, self.overruled, self.ledger.redis, self.ledger.given_up)
         self.outlook = Outlook(owner, tiers)
         self.inquiry = Inquiry(queue, self.outlook.hosts, self._look_again)
@@ -111,6 +114,7 @@ class Dispatcher:
 
     async def settle(self, run: Run, end: End) -> None:
         """Write the end of a run, once; its lease is renewed until that is done."""
+        ended_ns = time.monotonic_ns()
         try:
             outcome = self.escalation.again(run, end) or conclude(
                 run, end, time.monotonic_ns(), self._retries, larger=self._overflowed(run, end)
@@ -121,6 +125,7 @@ class Dispatcher:
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
         self.keeping.settled(run, outcome, verdict)
         self.ledger.ended(run, end, outcome, verdict)
+        self.traces.ended(run, end, outcome, verdict, ended_ns)
 
     def take(self, claim: Claim) -> None:
         """Stage 2: a claim has arrived."""
@@ -148,6 +153,7 @@ class Dispatcher:
             self._refuse(claim, known)
             return
         self.ledger.routed(found)
+        self.traces.analysed(claim, found, started_ns)
         self.lookup.put(Routing(claim, request, found, (time.monotonic_ns() - started_ns) / 1e6))
 
     def _forward(self, job: Routing, flight: str) -> None:
@@ -167,16 +173,19 @@ class Dispatcher:
         self._route_ms[claim.id] = job.route_ms
         found = self.scheduling.forward(claim, job.request, job.route)
         self.outlook.forwarded(claim, found.queued, flight)
+        self.traces.forwarded(claim)
         self.pump.forward(Routed(claim.id, claim.token, found.queued, encode_route(found), flight))
 
     def _hit(self, claim: Claim, end: Settlement) -> None:
         """A cache has the answer: that is the end, whatever the tiers are doing."""
         self.outbox.put(end)
         self.ledger.answered(claim, end)
+        self.traces.answered(claim, end)
 
     def _refuse(self, claim: Claim, error: MetamusesdError) -> None:
         self.outbox.put(refusal(claim, error))
         self.ledger.refused(claim, error)
+        self.traces.refused(claim, error)
 
     def _look_again(self, claim: Claim) -> None:
         if self._draining:

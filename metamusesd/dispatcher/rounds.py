@@ -56,6 +56,7 @@ class Rounds:
             dispatcher.ledger.beat(len(dispatcher.held), dispatcher.fleet.size, self.draining, lag_ns)
             dispatcher.fleet.refresh()
             tick()
+            dispatcher.traces.tell()
             dispatcher.ledger.leases(dispatcher.held)
             self.notice(bool(dispatcher.held))
             if dispatcher.held and dispatcher.ledger.redis_ok:
