@@ -7,8 +7,8 @@
 
     dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle] · RAISE list[(handle, priority)]
     worker ──► dispatcher      HELLO Hello · EVENTS list[Token | Finished | Refused]
-    dispatcher ──► vectors     ASK list[Look | Keep | Withdraw | Complain | Forget | Weigh | Count]
-    vectors ──► dispatcher     ANSWER list[Found | Told]
+    dispatcher ──► vectors     ASK list[Look | Keep | Withdraw | Complain | Forget | Weigh | Count | Embed]
+    vectors ──► dispatcher     ANSWER list[Found | Told | Embedded]
 
 An *epoch* is one life of the pipe: every socketpair has its own number, and a frame of another epoch is refused, so
 that a new dispatcher never hears the end of an older one's sentence. A *handle* names one attempt at one job and is
@@ -182,8 +182,27 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag="t", gc=False):
     data: bytes
 
 
-Question = Look | Keep | Withdraw | Complain | Forget | Weigh | Count
-Answer = Found | Told
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag="v", gc=False):
+    """The vectors of these texts, for an `embed` job."""
+
+    handle: int
+    texts: list[str]
+
+
+class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="w", gc=False):
+    """One vector of length 1 a text, as JSON: it goes into the result as it is. `cut`: the texts (indices) whose end is
+    beyond the window. Instead of all that, an `error`."""
+
+    handle: int
+    vectors: bytes = b"[]"
+    cut: list[int] = []
+    model: str = ""  # the embedder's identity: vectors of another one are not comparable
+    window: int = 0  # tokens
+    error: dict[str, Any] | None = None
+
+
+Question = Look | Keep | Withdraw | Complain | Forget | Weigh | Count | Embed
+Answer = Found | Told | Embedded
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[Frame, msgspec.msgpack.Decoder[Any]] = {

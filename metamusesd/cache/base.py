@@ -72,8 +72,11 @@ class Embedder(Protocol):
     def fits(self, text: str) -> bool:
         """Whether the whole text is seen, and not only its beginning."""
 
+    def cuts(self, text: str) -> bool:
+        """Whether the window ends before the text does."""
+
     def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
-        """A vector each. Blocks: call it off the event loop. Raises EmbedderFailed."""
+        """A vector each, of what the window sees. Blocks: call it off the event loop. Raises EmbedderFailed."""
 
 
 class Store(Protocol):

@@ -91,7 +91,7 @@ class Semantic:
         self.store_trouble = self.embedder_trouble = ""  # how it failed; empty: the last time it did not
         self._embedder, self._answers, self._promises = embedder, answers, promises
         self._terms, self._now_ms, self._now_ns = terms or Terms(), now_ms, now_ns
-        self._vectorizer = Vectorizer(embedder, now_ns)
+        self.vectorizer = Vectorizer(embedder, now_ns)
         self._stores = [answers] if promises is answers else [answers, promises]
         mosts = (self._terms.max_entries, MOST_PROMISES)
         self.upkeep = Upkeep(list(zip(self._stores, mosts, strict=False)))
@@ -112,12 +112,12 @@ class Semantic:
     @property
     def oldest_text_ns(self) -> int:
         """The same of those that wait for the embedder."""
-        return self._vectorizer.oldest_ns
+        return self.vectorizer.oldest_ns
 
     @property
     def text_ns(self) -> int:
         """What a text takes to be embedded."""
-        return int(self._vectorizer.text_ns)
+        return int(self.vectorizer.text_ns)
 
     # lookups
 
@@ -150,7 +150,7 @@ class Semantic:
     async def _look(self, look: Look) -> Found | None:
         if not look.text:
             return Found(look.handle, "beyond", reason="there is no text")
-        vector = await self._vectorizer.vector(look.text, look.until_ns)
+        vector = await self.vectorizer.vector(look.text, look.until_ns)
         self.embedder_trouble = ""
         if isinstance(vector, NoVector):
             beyond = Found(look.handle, "beyond", reason="the embedder does not see all of the text")
@@ -234,7 +234,7 @@ class Semantic:
         """The promise goes after the answer came, so that nobody finds neither; and it goes if none came as well."""
         async with self._turn(promises, entry.query):
             try:
-                vector = await self._vectorizer.vector(entry.query)
+                vector = await self.vectorizer.vector(entry.query)
                 if isinstance(vector, NoVector):
                     return False
                 await self._answers.put([(entry, vector)])
@@ -275,7 +275,7 @@ class Semantic:
     async def weigh(self, weigh: Weigh) -> dict[str, Any]:
         """Explain a lookup: as drawn in wire.Weigh. Raises CacheError."""
         with self._counting():
-            vector = await self._vectorizer.vector(weigh.text) if weigh.text else NoVector.BEYOND
+            vector = await self.vectorizer.vector(weigh.text) if weigh.text else NoVector.BEYOND
             if isinstance(vector, NoVector):
                 return {"fits": False, "neighbours": []}
             now_ms, floor = self._now_ms(), self._terms.candidate_threshold
@@ -298,8 +298,8 @@ class Semantic:
                 "promises": await self._stores[-1].count() if len(self._stores) > 1 else 0,
                 "embedder": {
                     "identity": self._embedder.identity, "window": self._embedder.window,
-                    "text_ms": round(self.text_ns / 1e6, 2), "texts": self._vectorizer.texts,
-                    "known_texts": self._vectorizer.known_texts, "batches": self._vectorizer.batches,
+                    "text_ms": round(self.text_ns / 1e6, 2), "texts": self.vectorizer.texts,
+                    "known_texts": self.vectorizer.known_texts, "batches": self.vectorizer.batches,
                 },
                 "counted": self.counted | {"swept": self.upkeep.swept, "tended": self.upkeep.tended},
                 "trouble": self.trouble,
@@ -336,7 +336,7 @@ class Semantic:
 
     async def close(self) -> None:
         """Nobody is served any more; what was noted is written out. Never raises; legal twice."""
-        self._vectorizer.close()
+        self.vectorizer.close()
         with self._forgiving():
             await self.upkeep.close(self._now_ms())
 

@@ -12,7 +12,7 @@ import asyncio
 import enum
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +32,15 @@ FIRST_TEXT_NS = 5_000_000  # until it is measured
 FOLLOW = 0.1  # how fast the measured time follows
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the embedder made of one text."""
+
+    vector: Vector | None  # None: nobody wanted it but whole, and it does not fit
+    fits: bool
+    cut: bool
+
+
 class NoVector(enum.Enum):
     """Why a text has no vector."""
 
@@ -46,13 +55,15 @@ class _Wish:
     text: str
     until_ns: int  # 0: no deadline
     since_ns: int
-    done: asyncio.Future[Vector | NoVector]
+    done: asyncio.Future[Read | NoVector]
+    whole: bool = True  # without all of it in sight it is not computed
 
 
 class Vectorizer:
     """The embedder behind one thread. Call everything on the event loop; `close` it."""
 
     def __init__(self, embedder: Embedder, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.identity, self.window = embedder.identity, embedder.window
         self.text_ns = float(FIRST_TEXT_NS)
         self.texts = self.known_texts = self.batches = 0  # computed, found among the known, calls of the embedder
         self._embedder, self._now_ns = embedder, now_ns
@@ -77,8 +88,19 @@ class Vectorizer:
             self._known.move_to_end(text)
             self.known_texts += 1
             return known
-        wish = _Wish(text, until_ns, self._now_ns(), asyncio.get_running_loop().create_future())
-        (self._pressed if until_ns else self._patient).append(wish)
+        read = await self._wished(_Wish(text, until_ns, self._now_ns(), asyncio.get_running_loop().create_future()))
+        if isinstance(read, NoVector):
+            return read
+        return NoVector.BEYOND if read.vector is None or not read.fits else read.vector
+
+    async def vectors(self, texts: Sequence[str]) -> list[Read | NoVector]:
+        """Of each, what the window sees of it; they go behind everybody who has a deadline. Raises EmbedderFailed."""
+        loop = asyncio.get_running_loop()
+        wishes = [_Wish(text, 0, self._now_ns(), loop.create_future(), whole=False) for text in texts]
+        return await asyncio.gather(*(self._wished(wish) for wish in wishes))
+
+    async def _wished(self, wish: _Wish) -> Read | NoVector:
+        (self._pressed if wish.until_ns else self._patient).append(wish)
         if self._work is None:
             self._work = asyncio.create_task(self._run(), name="embed")
         return await wish.done
@@ -101,7 +123,9 @@ class Vectorizer:
         try:
             while self._pressed or self._patient:
                 self._batch = self._take()
-                texts = list(dict.fromkeys(wish.text for wish in self._batch))
+                texts: dict[str, bool] = {}  # each once, and whether it is wanted but whole
+                for wish in self._batch:
+                    texts[wish.text] = wish.whole and texts.get(wish.text, True)
                 if texts:
                     self._deliver(await loop.run_in_executor(self._thread, self._compute, texts))
         finally:
@@ -120,31 +144,33 @@ class Vectorizer:
         lefts_ns = [wish.until_ns - now_ns if wish.until_ns else PATIENT_NS for wish in waiting]
         return [waiting.popleft() for _ in range(batch_size(lefts_ns, self.text_ns))]
 
-    def _compute(self, texts: Sequence[str]) -> dict[str, Vector | NoVector] | EmbedderFailed:
+    def _compute(self, texts: Mapping[str, bool]) -> dict[str, Read] | EmbedderFailed:
         """On the thread. A failure is an answer: the thread goes on."""
         embedder, began_ns = self._embedder, time.monotonic_ns()
         try:
-            fitting = [text for text in texts if embedder.fits(text)]
-            vectors = embedder.embed(fitting) if fitting else []
+            fits = {text: embedder.fits(text) for text in texts}
+            seen = [text for text, whole in texts.items() if fits[text] or not whole]
+            vectors = dict(zip(seen, embedder.embed(seen) if seen else (), strict=True))
+            cut = {text for text in seen if not fits[text] and embedder.cuts(text)}
         except EmbedderFailed as error:
             return error
         except Exception as error:
             return EmbedderFailed(f"the embedder failed: {type(error).__name__}: {error}")
-        if fitting:
-            self._measure(time.monotonic_ns() - began_ns, len(fitting))
-        return dict.fromkeys(texts, NoVector.BEYOND) | dict(zip(fitting, vectors, strict=True))
+        if seen:
+            self._measure(time.monotonic_ns() - began_ns, len(seen))
+        return {text: Read(vectors.get(text), fits[text], text in cut) for text in texts}
 
     def _measure(self, took_ns: int, texts: int) -> None:
         self.texts += texts
         self.batches += 1
         self.text_ns += FOLLOW * (took_ns / texts - self.text_ns)
 
-    def _deliver(self, read: dict[str, Vector | NoVector] | EmbedderFailed) -> None:
+    def _deliver(self, read: dict[str, Read] | EmbedderFailed) -> None:
         batch, self._batch = self._batch, []
         if isinstance(read, dict):
-            for text, vector in read.items():
-                if not isinstance(vector, NoVector):
-                    self._known[text] = vector
+            for text, each in read.items():
+                if each.fits and each.vector is not None:
+                    self._known[text] = each.vector
             while len(self._known) > KNOWN:
                 self._known.popitem(last=False)
         for wish in batch:

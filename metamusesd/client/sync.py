@@ -103,6 +103,12 @@ class SyncClient:
         """As Client."""
         return self._call(self._opened.execute(request, timeout_s))
 
+    def embed(
+        self, texts: Sequence[str], timeout_s: float | None = None, *, truncate: bool = False
+    ) -> list[list[float]]:
+        """As Client."""
+        return self._call(self._opened.embed(texts, timeout_s, truncate=truncate))
+
     def cancel(self, id: str) -> str:
         """As Client."""
         return self._call(self._opened.cancel(id))

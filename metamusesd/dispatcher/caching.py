@@ -24,6 +24,7 @@ class Rules:
     ttl_ms: int = 86_400_000
     most_answer_bytes: int = 65_536
     budget_ms: float = 50.0
+    embedder: str = ""  # its name, for the results of embed jobs
 
 
 def rules_of(config: Config) -> Rules:
@@ -32,7 +33,7 @@ def rules_of(config: Config) -> Rules:
     return Rules(
         enabled=cache.enabled, semantic=cache.enabled and cache.semantic, coalesce=cache.enabled and cache.coalesce,
         exact_domains=frozenset(cache.exact_domains), ttl_ms=round(cache.ttl_hours * 3_600_000),
-        most_answer_bytes=cache.max_answer_bytes, budget_ms=cache.budget_ms,
+        most_answer_bytes=cache.max_answer_bytes, budget_ms=cache.budget_ms, embedder=cache.embedder,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metamusesd.dispatcher.scheduler import estimate_tokens
 from metamusesd.queues.base import Claim, Verdict
 from metamusesd.route import Placed
-from metamusesd.wire import Finished, Keep, Refused, Token, Withdraw
+from metamusesd.wire import Embedded, Finished, Keep, Refused, Token, Withdraw
 
 if TYPE_CHECKING:
     from metamusesd.dispatcher.links import Link
@@ -38,7 +38,7 @@ class Back:
     delay_ms: int = 0
 
 
-End = Finished | Refused | Lost | Back | Verdict
+End = Finished | Refused | Lost | Back | Verdict | Embedded
 
 
 class Run:

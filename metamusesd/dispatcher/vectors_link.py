@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from metamusesd.dispatcher.breaker import Breaker
+from metamusesd.dispatcher.run import Lost
 from metamusesd.errors import WireError
 from metamusesd.log import Logger
-from metamusesd.wire import Complain, Found, Frame, FrameReader, Keep, Look, Question, Withdraw, encode
+from metamusesd.wire import Complain, Embed, Embedded, Found, Frame, FrameReader, Keep, Look, Question, Withdraw, encode
 
 FRAME_QUESTIONS = 64  # in one frame: of texts that lookup.py lets pass, and of answers that may be kept
 MOST_UNSENT_BYTES = 16 * 1024 * 1024  # of a process that does not read: what is news only is dropped then
@@ -28,6 +29,7 @@ class VectorsLink:
         self._budget_s, self._lost, self._log = budget_ms / 1000, lost, log
         self._pipe: _Pipe | None = None
         self._waiting: dict[int, tuple[Callable[[Found], None], asyncio.TimerHandle]] = {}
+        self._embedding: dict[int, Callable[[Embedded | Lost], None]] = {}
         self._handles = 0
         self._unsent: list[Question] = []
         self.breaker = Breaker()
@@ -48,7 +50,7 @@ class VectorsLink:
             sock.close()
             return
         self.close()
-        pipe = _Pipe(epoch, self._answered, self._parted, self._log)
+        pipe = _Pipe(epoch, self._answered, self._embedded, self._parted, self._log)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: pipe, sock=sock)
         except OSError as error:
@@ -79,6 +81,15 @@ class VectorsLink:
         self._waiting[handle] = done, timer
         self._send(question(handle, time.monotonic_ns() + int(self._budget_s * 1e9)))
 
+    def embed(self, texts: Sequence[str], done: Callable[[Embedded | Lost], None]) -> bool:
+        """Ask for their vectors. There is no budget: the process is watched. False: nobody is there; nothing follows."""
+        if self._pipe is None or self._pipe.unsent_bytes() >= MOST_UNSENT_BYTES:
+            return False
+        self._handles += 1
+        self._embedding[self._handles] = done
+        self._send(Embed(self._handles, list(texts)))
+        return True
+
     def tell(self, news: Keep | Withdraw | Complain) -> None:
         """No answer comes. Lost when nobody is there."""
         if self._pipe is not None and self._pipe.unsent_bytes() < MOST_UNSENT_BYTES:
@@ -108,6 +119,10 @@ class VectorsLink:
             self.breaker.answered()
         self._tell(done, found)
 
+    def _embedded(self, embedded: Embedded) -> None:
+        if (done := self._embedding.pop(embedded.handle, None)) is not None:
+            done(embedded)
+
     def _late(self, handle: int) -> None:
         done, _ = self._waiting.pop(handle)
         self.breaker.failed(time.monotonic())
@@ -126,6 +141,9 @@ class VectorsLink:
         for handle, (done, timer) in waiting.items():
             timer.cancel()
             self._tell(done, Found(handle, "failed", reason=reason))
+        embedding, self._embedding = self._embedding, {}
+        for ended in embedding.values():
+            ended(Lost(crashed=False, reason="lost"))
 
     def _tell(self, done: Callable[[Found], None], found: Found) -> None:
         """Whatever one job makes of its answer, the others get theirs."""
@@ -139,10 +157,11 @@ class _Pipe(asyncio.Protocol):
     """One epoch."""
 
     def __init__(
-        self, epoch: int, answered: Callable[[Found], None], parted: Callable[[_Pipe], None], log: Logger
-    ) -> None:
+        self, epoch: int, answered: Callable[[Found], None], embedded: Callable[[Embedded], None],
+        parted: Callable[[_Pipe], None], log: Logger,
+    ) -> None:  # fmt: skip
         self.epoch = epoch
-        self._answered, self._parted, self._log = answered, parted, log
+        self._answered, self._embedded, self._parted, self._log = answered, embedded, parted, log
         self._reader = FrameReader(epoch)
         self._transport: asyncio.Transport | None = None
 
@@ -168,6 +187,8 @@ class _Pipe(asyncio.Protocol):
                 for answer in payload:
                     if type(answer) is Found:
                         self._answered(answer)
+                    elif type(answer) is Embedded:
+                        self._embedded(answer)
         except WireError as error:
             self._log.error("garbage on the pipe", worker="vectors", problem=error.message)
             self.close()

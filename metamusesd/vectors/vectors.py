@@ -2,7 +2,8 @@
 
 the dispatcher's pipe ─┐                     ┌─ Look ─► Found, unless it is too late
                        ├─► ASK ─► question ──┼─ Keep, Withdraw, Complain ─► nothing
-operators' socket ─────┘                     └─ Forget, Weigh, Count ─► Told, or Told {"error"}
+operators' socket ─────┘                     ├─ Embed ─► Embedded
+                                             └─ Forget, Weigh, Count ─► Told, or Told {"error"}
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import msgspec
 from metamusesd.cache.semantic import Semantic
 from metamusesd.errors import CacheError
 from metamusesd.log import Logger
+from metamusesd.vectors.embed import embedded
 from metamusesd.vectors.talk import Talk
 from metamusesd.wire import (
     Answer,
     Complain,
     Count,
+    Embed,
+    Embedded,
     Forget,
     Found,
     Keep,
@@ -86,6 +90,8 @@ class Vectors:
                 return _told(question, await semantic.weigh(question))
             case Count():
                 return _told(question, await semantic.count())
+            case Embed():
+                return await embedded(semantic.vectorizer, question)
         return None
 
 
@@ -94,6 +100,8 @@ def _told(question: Question, data: Mapping[str, Any]) -> Answer | None:
     match question:
         case Look():
             return Found(question.handle, "failed", reason=str(data["error"]["message"]))
+        case Embed():
+            return Embedded(question.handle, error=dict(data["error"]))
         case Forget() | Weigh() | Count():
             return Told(question.handle, msgspec.json.encode(data))
     return None

@@ -40,6 +40,9 @@ class ToyEmbedder:
     def fits(self, text: str) -> bool:
         return len(text) < 1000
 
+    def cuts(self, text: str) -> bool:
+        return not self.fits(text)
+
     def embed(self, texts: Sequence[str]) -> Sequence[np.ndarray]:
         self.calls.append(list(texts))
         assert self.gate.wait(10)
@@ -121,7 +124,7 @@ def promise(text: str, flight: str) -> bytes:
 def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
-    bench.cache._vectorizer.close()
+    bench.cache.vectorizer.close()
 
 
 async def test_a_question_that_means_the_same_hits(bench):

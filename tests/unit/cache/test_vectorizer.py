@@ -57,6 +57,20 @@ async def test_the_same_text_twice_in_a_batch_is_computed_once():
     vectorizer.close()
 
 
+async def test_who_wants_vectors_of_what_the_window_sees_gets_them():
+    """A text that does not fit has a vector for an embed job, and none for a lookup in the same batch; it is not known
+    afterwards."""
+    vectorizer, long = Vectorizer(ToyEmbedder()), "x" * 2000
+    reads, looked_up = await asyncio.gather(vectorizer.vectors(["a", long]), vectorizer.vector(long))
+    assert looked_up is NoVector.BEYOND
+    assert [(read.fits, read.cut, read.vector is not None) for read in reads] == [
+        (True, False, True),
+        (False, True, True),
+    ]
+    assert await vectorizer.vector(long) is NoVector.BEYOND
+    vectorizer.close()
+
+
 async def test_only_so_many_texts_are_remembered():
     """The least recently used are forgotten."""
     vectorizer = Vectorizer(ToyEmbedder())

@@ -149,7 +149,7 @@ async def test_the_board_shows_who_waits(stage):
     await called(stage.embedder, 1)
     row.beat()
     assert board.vectors.get("oldest_ns") == stage.semantic.oldest_ns > 0
-    stage.semantic._vectorizer._batch.clear()  # as if the store kept it waiting
+    stage.semantic.vectorizer._batch.clear()  # as if the store kept it waiting
     remote.beat()
     assert board.vectors.get("oldest_ns") == 0
     row.tending(True)
