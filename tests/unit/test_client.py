@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace
 
 from metamusesd.client import Client, SyncClient, inbox, kept
 from metamusesd.client.feed import MERGE_ABOVE, Feed
@@ -24,7 +25,7 @@ from metamusesd.errors import (
     QueueUnavailable,
     WaitTimeout,
 )
-from metamusesd.job import Result, encode_result
+from metamusesd.job import Result, encode_result, parse_request
 from metamusesd.queues.base import JobEvent, JobView, Position, Receipt, Submission
 
 
@@ -313,6 +314,19 @@ async def test_submits_of_one_tick_share_one_call(queue: StubQueue) -> None:
         receipts = await asyncio.gather(*(client.submit({"user_query": "q", "id": f"j{n}"}) for n in range(100)))
     assert queue.calls == [[f"j{n}" for n in range(100)]]
     assert [receipt.id for receipt in receipts] == queue.calls[0]
+
+
+async def test_a_job_belongs_to_the_span_that_is_active(queue: StubQueue) -> None:
+    """Its body names the span, unless it names one itself; without a span it names none. The digest is the same."""
+    context = trace.SpanContext(0xABC, 0xDEF, False, trace.TraceFlags(1))
+    async with Client(queue=queue) as client:
+        await client.submit({"user_query": "q", "id": "none"})
+        with trace.use_span(trace.NonRecordingSpan(context)):
+            await client.submit({"user_query": "q", "id": "active"})
+            await client.submit({"user_query": "q", "id": "own", "traceparent": "mine"})
+    named = [parse_request(queue.jobs[id].body).traceparent for id in ("none", "active", "own")]
+    assert named == [None, f"00-{0xABC:032x}-{0xDEF:016x}-01", "mine"]
+    assert len({queue.jobs[id].digest for id in ("none", "active", "own")}) == 1
 
 
 async def test_submits_during_a_call_wait_for_it(queue: StubQueue) -> None:
