@@ -144,6 +144,8 @@ class InferenceRequest(_Plain, frozen=True):
     on_restart: Literal["restart", "fail"] = "restart"
     tier_policy: Literal["strict", "prefer", "degrade_ok", "upgrade_ok"] | None = None  # whether another tier may help
     truncate: Literal["never", "oldest"] = "never"
+    kind: Literal["generate", "embed"] = "generate"  # embed: the vectors of `input`, and nothing else of the above
+    input: Annotated[list[Annotated[str, msgspec.Meta(max_length=16_384)]], msgspec.Meta(max_length=128)] = []
     traceparent: Annotated[str, msgspec.Meta(max_length=256)] | None = None  # W3C: the trace that it is a part of
 
     @property
@@ -193,6 +195,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     worker: str = ""
     logprobs: list[Any] | None = None
     error: dict[str, Any] | None = None
+    embeddings: list[list[float]] | None = None  # of an embed job: one vector of length 1 a text
+    cut: list[int] = []  # the texts of which only the beginning was embedded
     cache: CacheNote | None = None  # the last field, and no other is named so: lua/common.lua relies on it
 
 
@@ -272,6 +276,9 @@ def _check_numbers(params: object) -> None:
 
 def _check_texts(request: InferenceRequest) -> None:
     """At least one non-empty text to answer, and no text with a NUL (C would end there)."""
+    if request.kind == "embed" or request.input:
+        _check_embed(request)
+        return
     if request.messages is not None:
         if request.user_query is not None or request.context:
             raise InvalidRequest("messages", "user_query or context is given as well", "give one form or the other")
@@ -287,6 +294,21 @@ def _check_texts(request: InferenceRequest) -> None:
     for field, text in texts:
         if "\0" in text:
             raise InvalidRequest(field, "contains a NUL character", "remove it")
+
+
+def _check_embed(request: InferenceRequest) -> None:
+    if request.kind != "embed":
+        raise InvalidRequest("input", "is for jobs of kind embed", 'send kind: "embed", or user_query')
+    for name in ("user_query", "messages", "context", "persona", "tier", "model"):
+        if getattr(request, name):
+            raise InvalidRequest(name, "an embed job has none", "give the texts as input, and leave this out")
+    if not request.input:
+        raise InvalidRequest("input", "missing or empty", "give 1 to 128 texts")
+    for index, text in enumerate(request.input):
+        if not text.strip():
+            raise InvalidRequest(f"input[{index}]", "empty", "give a text, or leave it out")
+        if "\0" in text:
+            raise InvalidRequest(f"input[{index}]", "contains a NUL character", "remove it")
 
 
 def body_digest(request: InferenceRequest) -> str:

@@ -157,6 +157,14 @@ class Client:
             raise _error(result)
         return result
 
+    async def embed(
+        self, texts: Sequence[str], timeout_s: float | None = None, *, truncate: bool = False
+    ) -> list[list[float]]:
+        """The vector of each text, of length 1, from the daemon's embedder. 1 to 128 texts. Raises as `execute` does;
+        JobFailed with context_overflow when a text is longer than the window and `truncate` is not set."""
+        body = {"kind": "embed", "input": list(texts), "truncate": "oldest" if truncate else "never"}
+        return (await self.execute(body, timeout_s)).embeddings or []
+
     async def cancel(self, id: str) -> str:
         """Cancel a job. Returns its state then: `cancelled`, how it had ended before, or `gone`."""
         if not _ID.fullmatch(id):

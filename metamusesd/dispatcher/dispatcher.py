@@ -22,6 +22,7 @@ from typing import Any
 from metamusesd.board import Board
 from metamusesd.dispatcher.alone import Alone
 from metamusesd.dispatcher.caching import Rules
+from metamusesd.dispatcher.embedding import Embedding
 from metamusesd.dispatcher.endings import Retries, conclude, refusal
 from metamusesd.dispatcher.escalation import Escalation
 from metamusesd.dispatcher.fleet import Fleet
@@ -40,7 +41,7 @@ from metamusesd.dispatcher.scheduling import Scheduling
 from metamusesd.dispatcher.traces import Traces
 from metamusesd.dispatcher.vectors_link import VectorsLink
 from metamusesd.errors import ContextOverflow, DeadlineUnmeetable, MetamusesdError, NoCapacity, QueueError, UnknownTier
-from metamusesd.job import parse_request
+from metamusesd.job import InferenceRequest, parse_request
 from metamusesd.log import Logger
 from metamusesd.queues.base import INGRESS, Claim, Queue, Requeue, Routed, Settlement, Verdict, Want
 from metamusesd.route import encode_route
@@ -76,6 +77,7 @@ class Dispatcher:
         rules = rules or Rules()
         self.identities = Identities(self.outlook.hosts, defaults or {})
         self.vectors = VectorsLink(rules.budget_ms, vectors_lost or (lambda epoch: None), log)
+        self.embedding = Embedding(self.vectors, wanted=rules.semantic, model=rules.embedder)
         self.scheduling = Scheduling(self.fleet, self.outlook, self.pump.may_wait, routing.margin)
         self.escalation = Escalation(routing, self.outlook, self.scheduling.served)
         self.lookup = Lookup(
@@ -141,6 +143,9 @@ class Dispatcher:
         started_ns = time.monotonic_ns()
         try:
             request = parse_request(claim.body)
+            if request.kind == "embed":
+                self._start(self._embed(claim, request))
+                return
             found = route(request, self._large_enough(claim.id), self._routing)
         except UnknownTier as error:
             if again:
@@ -155,6 +160,16 @@ class Dispatcher:
         self.ledger.routed(found)
         self.traces.analysed(claim, found, started_ns)
         self.lookup.put(Routing(claim, request, found, (time.monotonic_ns() - started_ns) / 1e6))
+
+    async def _embed(self, claim: Claim, request: InferenceRequest) -> None:
+        """Stage 8 of a job that needs no tier: its vectors."""
+        run = self.hold(claim)
+        try:
+            outcome = await self.embedding.outcome(run, request)
+            verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
+            self.ledger.ended(run, run.end.result() if run.end.done() else Back("refused"), outcome, verdict)
+        finally:
+            self.release(run)
 
     def _forward(self, job: Routing, flight: str) -> None:
         """Into the queues of its tiers; with a flight, behind an equal job that is under way, if there is one. What
