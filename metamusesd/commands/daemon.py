@@ -23,9 +23,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = cli.configuration(args)
     if missing := config.missing_models(loaded):
         raise ConfigError(missing)
-    said = loaded.log
-    bounds = (said.repeats, said.repeats_jobs, said.repeat_s)
-    log.configure(said.level, said.format, prompts=said.prompts, repeats=bounds)
+    log.obey(loaded.log)
     from metamusesd.supervisor import supervisor
 
     code: int = supervisor.run(loaded, lambda: cli.configuration(args))

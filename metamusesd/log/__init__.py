@@ -7,6 +7,6 @@ A logger's own fields are bound once. Prompts and answers are logged only where 
 blocks, raises or starts a thread: what standard error or the journal cannot take now is counted, and the count is told.
 """
 
-from metamusesd.log.logger import LEVELS, Logger, configure, flush, get_logger, tells_prompts, tick
+from metamusesd.log.logger import LEVELS, Logger, configure, flush, get_logger, obey, tells_prompts, tick
 
-__all__ = ["LEVELS", "Logger", "configure", "flush", "get_logger", "tells_prompts", "tick"]
+__all__ = ["LEVELS", "Logger", "configure", "flush", "get_logger", "obey", "tells_prompts", "tick"]

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metamusesd.log import journal, lines
 from metamusesd.log.bound import BoundLoggerBase, DropEvent
@@ -17,6 +17,9 @@ from metamusesd.log.journal import Journal
 from metamusesd.log.lines import Record
 from metamusesd.log.repeats import Repeats
 from metamusesd.log.standard_error import StandardError
+
+if TYPE_CHECKING:
+    from metamusesd.config import Log
 
 LEVELS = ("debug", "info", "warning", "error")
 _FORMS: dict[str, Callable[[str, Record, float], bytes]] = {
@@ -115,6 +118,12 @@ def configure(
         native = journal.is_standard_error(os.environ) and os.path.exists(journal_socket)  # noqa: PTH110 (no Path here)
         form = "journal" if native else "console" if os.isatty(2) else "json"
     _OUTPUT.set_up(level, form, repeats, prompts=prompts, journal=journal_socket)
+
+
+def obey(options: Log) -> None:
+    """As `configure`, from [log]."""
+    bounds = (options.repeats, options.repeats_jobs, options.repeat_s)
+    configure(options.level, options.format, prompts=options.prompts, repeats=bounds)
 
 
 def get_logger(process: str, **fields: Any) -> Logger:

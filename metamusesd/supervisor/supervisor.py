@@ -22,7 +22,7 @@ from metamusesd.board import MAX_ROWS, Board, SlotStatus
 from metamusesd.config import Config, missing_models
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
 from metamusesd.errors import ConfigError
-from metamusesd.log import configure, flush, get_logger, tick
+from metamusesd.log import flush, get_logger, obey, tick
 from metamusesd.supervisor import redis_server, semantic
 from metamusesd.supervisor.burial import Burial
 from metamusesd.supervisor.cpus import usable_cores
@@ -304,7 +304,7 @@ class Supervisor:
     def _adopt(self, wanted: Wanted) -> None:
         """Another configuration is in force."""
         config = self._config = wanted.config
-        configure(config.log.level, config.log.format)
+        obey(config.log)
         self._retiring.config = self._recycling.config = self._reporter.config = config
         self._reporter.placement = wanted.placement.reasons
         self._guard.adopt(config.daemon)
