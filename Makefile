@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export MODELS_DIR ?= $(CURDIR)/models
 FAULTS ?= --minutes 5
 
-.PHONY: help setup models demo run test test-faults check format lint types contracts bench faults lock clean
+.PHONY: help setup models demo run test test-faults check format lint types contracts bench man faults lock clean
 .PHONY: install uninstall systemd-test
 
 help:  ## what there is
@@ -56,6 +56,11 @@ contracts:
 
 bench: models  ## the benchmarks; BENCH="engine --quick", for instance
 	$(BIN)/python -m benchmarks $(BENCH)
+
+MAN ?= docs/metamusesd.1
+man:  ## the manual page, from the same source as --help
+	COLUMNS=100 $(BIN)/argparse-manpage --module metamusesd.cli --function whole_parser --prog metamusesd \
+	  --project-name metamusesd --manual-title metamusesd --description "a bare-metal inference daemon" --output $(MAN)
 
 lock:  ## pin what pyproject.toml asks for; no addresses in it
 	$(BIN)/python -m pip install --quiet pip-tools

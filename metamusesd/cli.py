@@ -37,6 +37,7 @@ COMMANDS = {  # name: (group, what it does)
     "drain": ("control", "give workers no more jobs; those that they have end"),
     "undrain": ("control", "give drained workers jobs again"),
     "models": ("models", "fetch, list, verify, inspect model files"),
+    "completion": ("completion", "print the completion script of a shell"),
     "version": ("daemon", "print versions"),
 }
 
@@ -147,6 +148,11 @@ def later(fields: Mapping[str, Any]) -> str:
     """` (try again in 2.5 s)` when the error knows that."""
     after_s = fields.get("retry_after_s")
     return f" (try again in {after_s:g} s)" if isinstance(after_s, int | float) and after_s > 0 else ""
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The command line with the arguments of every command: for shell completion and the manual page."""
+    return _parser([*COMMANDS])
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tenant", metavar="NAME", help="only those of one tenant")
     parser.add_argument("--class", dest="class_", choices=CLASSES, help="only those of one class")
     parser.add_argument("--state", choices=STATES, help="only those that stand so")
-    parser.add_argument("--sort", choices=SORTS, help="default: age, the oldest first; running: the longest run first")
+    parser.add_argument("--sort", choices=[*SORTS], help="default: age, oldest first; running: longest run first")
     parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=f"at most so many (default: {COUNT})")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.epilog = (
