@@ -19,6 +19,7 @@ from metamusesd.supervisor.listeners import Listener
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 8192
 PATIENCE_S = 5.0
+LAST_S = 0.2
 ACCEPT_AT_ONCE = 64
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 431: "Too Large", 500: "Error",
             503: "Service Unavailable"}  # fmt: skip
@@ -57,8 +58,12 @@ class HealthServer:
             self._hang_up(talk)
 
     def close(self) -> None:
-        """End all talks, and with them what is ours."""
+        """End all talks, and with them what is ours. Who was let in is answered, if they ask within LAST_S; who waits
+        at a listener that systemd keeps is the guest of the next daemon."""
+        end_s = time.monotonic() + LAST_S
         for talk in list(self._talks.values()):
+            talk.peer.settimeout(max(0.001, end_s - time.monotonic()))
+            self._go_on(talk)
             self._hang_up(talk)
         for listener in list(self._listeners):
             self._shut(listener)
@@ -138,6 +143,7 @@ class HealthServer:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(talk.peer)
         with contextlib.suppress(OSError):
+            talk.peer.setblocking(False)
             talk.peer.recv(8 * MAX_REQUEST_BYTES)  # closing over unread bytes would reset the answer away
         talk.peer.close()
 
