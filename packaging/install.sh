@@ -56,7 +56,7 @@ make_environment() {
     mv -T "$BASE/current.new" "$BASE/current"
     for old in "$BASE"/env-*; do
         case ${old##*/} in "$env" | "$before") continue ;; esac
-        cat /proc/[0-9]*/maps 2>/dev/null | grep -q "$old/" || rm -rf "$old"
+        cat /proc/[0-9]*/cmdline /proc/[0-9]*/maps 2>/dev/null | grep -qa "$old/" || rm -rf "$old"
     done
 }
 
