@@ -17,6 +17,7 @@ from metamusesd import REDIS_PROTOCOL, __version__
 from metamusesd.board import QUEUES, Board, RedisTrouble, SlotStatus
 from metamusesd.config import Config
 from metamusesd.metrics import CLASSES, OTHER, Family, expose, label_text
+from metamusesd.supervisor import semantic
 from metamusesd.supervisor.coroner import EXIT_REASONS
 from metamusesd.supervisor.proc import kernel_sight, resident_bytes
 from metamusesd.supervisor.slot import Slot
@@ -240,7 +241,10 @@ def _trouble(sight: Sight) -> list[Sample]:
 
 
 def _vectors_up(sight: Sight) -> list[Sample]:
-    return [("", sight.vectors is not None and not sight.facts.degraded)]
+    """Nothing where nobody wants it."""
+    config = sight.facts.config
+    slot = next((slot for slot in sight.children.values() if slot.spec.kind is Kind.VECTORS), None)
+    return [("", slot is not None and not semantic.limitation(slot, ""))] if semantic.is_wanted(config) else []
 
 
 def _of_vectors(field: str, scale: float = 1.0) -> Callable[[Sight], list[Sample]]:
@@ -305,7 +309,7 @@ COMPUTED = (
     _gauge("redis_up", "1: the dispatcher reaches Redis.", lambda s: [("", (s.dispatcher or {}).get("redis_ok", 0))]),
     _gauge("redis_state_seconds", "Since Redis went or came back.", _dispatcher_age("redis_since_ns")),
     _gauge("redis_trouble", "1: what Redis cannot do, by name.", _trouble, "trouble"),
-    _gauge("vectors_up", "1: the semantic cache serves.", _vectors_up),
+    _gauge("vectors_up", "1: the semantic cache serves; nothing: it is switched off.", _vectors_up),
     _gauge("vectors_entries", "Answers in the semantic cache.", _of_vectors("entries")),
     _gauge("vectors_tending", "1: its store does its maintenance.",
            lambda s: [] if s.vectors is None else [("", bool(s.vectors.get("tending_ns")))]),
