@@ -69,6 +69,8 @@ def _remedy(reason: str, answer: Mapping[str, Any], config: Config) -> str:
         if state in STOPPING:
             return "it gives its jobs back and ends within daemon.drain_s; a second SIGTERM ends it at once"
         return "wait: models load; `metamusesd top` shows how far they are"
+    if reason.startswith("every worker is drained"):
+        return "jobs wait in the queue, caches go on answering; undrain when the maintenance is over"
     if reason.startswith("no worker"):
         return "see the workers below; jobs wait in the queue meanwhile"
     if reason.startswith(("the dispatcher is", "the dispatcher's heartbeat", "the dispatcher has no heartbeat")):
@@ -79,14 +81,12 @@ def _remedy(reason: str, answer: Mapping[str, Any], config: Config) -> str:
 
 
 def _drains(answer: Mapping[str, Any]) -> Iterator[Complaint]:
-    if answer.get("state") not in STOPPING and answer.get("dispatcher", {}).get("draining"):
+    """Some of the workers; that all of them are is a reason of /readyz."""
+    workers = answer.get("workers", [])
+    names = [worker.get("name", "?") for worker in workers if worker.get("drained")]
+    if names and len(names) < len(workers):
         yield Complaint(
-            "the daemon is drained: it claims no jobs", "`metamusesd undrain` when the maintenance is over", bad=True
-        )
-    names = [worker.get("name", "?") for worker in answer.get("workers", []) if worker.get("draining")]
-    if names:
-        yield Complaint(
-            f"drained: {', '.join(names)}", f"`metamusesd undrain --worker {names[0]}` when it may work again"
+            f"drained: {', '.join(names)}", f"`metamusesd undrain --worker {names[0]}` to let it work again"
         )
 
 

@@ -45,11 +45,14 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from premises.of_daemon(config, answer, away)
     pid = answer.get("pid") if answer else None
     seen = machine.look(pid)
-    workers: tuple[WorkerSpec, ...] = ()
+    planned: tuple[WorkerSpec, ...] = ()
     try:
-        workers = _workers(config, seen)
+        planned = _workers(config, seen)
     except ConfigError as error:
         yield from (Finding("cores", "bad", mistake, "the daemon does not start") for mistake in error.mistakes)
+    workers = premises.workers_of(answer) if answer else planned
+    if answer:
+        yield from premises.of_drift(workers, planned)
     for line in missing_models(config):
         yield Finding("models", "bad", line, "the daemon does not start", "metamusesd models fetch")
     yield from symptoms.of_cores(seen, workers)

@@ -57,7 +57,7 @@ class Machine:
 
 
 def look(pid: int | None = None, root: Path = ROOT, sample_s: float = SAMPLE_S) -> Machine:
-    """Blocks for the sample. `pid`: whose limits count, the daemon's; None: our own."""
+    """Blocks for the sample. `pid`: whose cores, limits and cgroup count, the daemon's; None: our own."""
     clocks, cpu, work = _clocks(), _cpu_ticks(root), _work(root)
     time.sleep(sample_s)
     later, cpu_later, work_later = _clocks(), _cpu_ticks(root), _work(root)
@@ -65,13 +65,13 @@ def look(pid: int | None = None, root: Path = ROOT, sample_s: float = SAMPLE_S) 
     ticks = [after - before for before, after in zip(cpu, cpu_later, strict=False)]
     numbers = [int(path.name.removeprefix("cpu")) for path in (root / CPUS).glob("cpu[0-9]*")]
     return Machine(
-        usable_cores(root), os.cpu_count() or 1,
+        _cores(root, pid), os.cpu_count() or 1,
         {number: _list(root / CPUS / f"cpu{number}/topology/thread_siblings_list") for number in numbers},
         {int(path.name[4:]): _list(path / "cpulist") for path in (root / "sys/devices/system/node").glob("node[0-9]*")},
         {number: word for number in numbers
          if (word := _text(root / CPUS / f"cpu{number}/cpufreq/scaling_governor"))},
         _busy(work, work_later, passed_s), float((_text(root / "proc/loadavg") or "0").split()[0]),
-        ticks[7] / max(sum(ticks), 1) if len(ticks) > 7 else 0.0, _memory(root), memory_limit(root),
+        ticks[7] / max(sum(ticks), 1) if len(ticks) > 7 else 0.0, _memory(root), memory_limit(root, pid),
         _chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")), _limits(root, pid), _synchronized(),
         (later[0] - clocks[0]) - (later[1] - clocks[1]),
         tuple(str(path) for path in sorted((root / "dev").glob("nvidia[0-9]*"))), _gpu_ids(root),
@@ -79,10 +79,18 @@ def look(pid: int | None = None, root: Path = ROOT, sample_s: float = SAMPLE_S) 
     )  # fmt: skip
 
 
-def memory_limit(root: Path = ROOT) -> int | None:
+def _cores(root: Path, pid: int | None) -> Cores:
+    """Of a daemon that is just leaving: our own."""
+    try:
+        return usable_cores(root, pid or 0)
+    except ProcessLookupError:
+        return usable_cores(root)
+
+
+def memory_limit(root: Path = ROOT, pid: int | None = None) -> int | None:
     """Bytes that the cgroup may use: the least of the group and its parents; v2, then v1. None: no limit."""
     found: list[int] = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _text(root / f"proc/{pid or 'self'}/cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue

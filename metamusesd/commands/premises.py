@@ -5,12 +5,13 @@ from __future__ import annotations
 import grp
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metamusesd.commands.symptoms import MIB, Finding
 from metamusesd.config import EMBEDDED, Config
+from metamusesd.control import WorkerSpec
 
 LEAST_ROOM = 1 << 30  # bytes; with less the append-only file soon stops the queue
 LEAST_SHARE = 0.05
@@ -34,6 +35,29 @@ def of_daemon(config: Config, answer: Mapping[str, Any] | None, away: str) -> It
             f"it was started with {started}; doctor looks at {config.source}",
             "what is said here may not be what it does",
             f"run doctor with --config {started}",
+        )
+
+
+def workers_of(answer: Mapping[str, Any]) -> tuple[WorkerSpec, ...]:
+    """The workers that run, as /status names them."""
+    return tuple(
+        WorkerSpec(each.get("name", "?"), each.get("tier", "?"), each.get("model", "?"), tuple(each.get("cores", ())),
+                   tuple(each.get("gpus", ())), each.get("slots", 0))
+        for each in answer.get("workers", [])
+    )  # fmt: skip
+
+
+def of_drift(running: Sequence[WorkerSpec], planned: Sequence[WorkerSpec]) -> Iterator[Finding]:
+    """Whether what runs is what this configuration would make now."""
+    now, wanted = ({(each.name, each.model, each.cores, each.gpus) for each in those} for those in (running, planned))
+    if planned and now != wanted:
+        names = ", ".join(sorted({name for name, *_ in now ^ wanted}))
+        yield Finding(
+            "daemon",
+            "warn",
+            f"other workers run than this configuration makes: {names} differ",
+            "the file, the cores or the measured rates have changed since it started",
+            "`metamusesd check --explain` shows what it would be, `metamusesd reload` makes it so",
         )
 
 

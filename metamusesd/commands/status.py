@@ -113,7 +113,8 @@ def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:
     rate = worker.get("decode_tokens_s", 0.0) if measured is None else measured.get(name, 0.0)
     state = worker.get("status", "?")
     loading = state == "starting"
-    doing = f" {'recycling' if worker.get('recycling') else worker.get('state')}" if state == "ready" else ""
+    mode = next((word for word in ("drained", "recycling") if worker.get(word)), worker.get("state"))
+    doing = f" {mode}" if state == "ready" else ""
     if loading:
         used, slots = round(100 * worker.get("loaded", 0.0)), 100
     held = f"{used}/{slots}" + (f" (+{worker['preempted']} wait)" if worker.get("preempted") else "")

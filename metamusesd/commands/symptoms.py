@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from metamusesd.commands.machine import Busy, Machine
+from metamusesd.commands.machine import Machine
 from metamusesd.config import Config
 from metamusesd.control import WorkerSpec
 
@@ -90,17 +90,20 @@ def of_load(machine: Machine, workers: Sequence[WorkerSpec], daemon_pid: int | N
         and busy.share >= BUSY_SHARE
         and not (daemon_pid and daemon_pid in (busy.pid, *busy.parents))
     ]
-    for busy in strangers[:5]:
+    if not strangers:
+        yield Finding("load", "ok", f"nobody else is busy on the workers' cores; load {machine.load:g}")
+    else:
+        names = ", ".join(
+            f"{busy.name} (pid {busy.pid}, {busy.share:.0%} of core {busy.core})" for busy in strangers[:5]
+        )
         yield Finding(
             "load",
             "warn",
-            f"{_name(busy)} uses {busy.share:.0%} of core {busy.core}, which a worker has",
+            f"{len(strangers)} busy processes on the workers' cores: {names}",
             "a worker beside a busy process has half its speed, and a worker of several cores far less",
-            f"taskset -pc OTHER-CORES {busy.pid}, or leave that core out of tiers.*.cores",
+            f"taskset -pc OTHER-CORES {strangers[0].pid}, or leave that core out of tiers.*.cores",
         )
-    if not strangers:
-        yield Finding("load", "ok", f"nobody else is busy on the workers' cores; load {machine.load:g}")
-    elif machine.load > LOAD_A_CORE * machine.online:
+    if strangers and machine.load > LOAD_A_CORE * machine.online:
         yield Finding(
             "load",
             "warn",
@@ -130,10 +133,6 @@ def of_clocking(machine: Machine, workers: Sequence[WorkerSpec]) -> Iterator[Fin
             "cores clock up late in every burst",
             "cpupower frequency-set -g performance",
         )
-
-
-def _name(busy: Busy) -> str:
-    return f"{busy.name} (pid {busy.pid})"
 
 
 def of_memory(machine: Machine, needed: int, at_most: int, *, running: bool) -> Iterator[Finding]:

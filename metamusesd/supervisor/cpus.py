@@ -29,10 +29,10 @@ class Cores:
         return frozenset(core.number for core in self.usable)
 
 
-def usable_cores(root: Path = Path("/")) -> Cores:
-    """Ask the kernel. The affinity mask already honours the cpuset."""
-    allowed = os.sched_getaffinity(0)
-    return arrange(allowed, {number: _siblings(root, number) for number in allowed}, _quota(root))
+def usable_cores(root: Path = Path("/"), pid: int = 0) -> Cores:
+    """Ask the kernel; `pid`: of whom, 0: of this process. The affinity mask already honours the cpuset."""
+    allowed = os.sched_getaffinity(pid)
+    return arrange(allowed, {number: _siblings(root, number) for number in allowed}, _quota(root, pid))
 
 
 def arrange(allowed: Iterable[int], siblings: dict[int, set[int]], quota: float | None) -> Cores:
@@ -59,10 +59,10 @@ def _siblings(root: Path, number: int) -> set[int]:
         return {number}
 
 
-def _quota(root: Path) -> float | None:
+def _quota(root: Path, pid: int = 0) -> float | None:
     """CPUs that the cgroup's quota pays for: the least of the group and its parents; v2, then v1."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / f"proc/{pid or 'self'}/cgroup").read_text().splitlines()
     except OSError:
         return None
     groups = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}

@@ -18,6 +18,7 @@ from metamusesd.log import Logger
 from metamusesd.supervisor.changes import needs_restart
 from metamusesd.supervisor.cpus import usable_cores
 from metamusesd.supervisor.door import Caller
+from metamusesd.supervisor.measured import core_rates
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import model_sizes, place
 from metamusesd.supervisor.reload import Reload, Told, Wanted
@@ -102,7 +103,7 @@ class Orders:
         config = self.load()
         if mistakes := [*needs_restart(self.present(), config), *missing_models(config)]:
             raise ConfigError(mistakes)
-        return Wanted(config, place(config, usable_cores(), model_sizes(config)))
+        return Wanted(config, place(config, usable_cores(), model_sizes(config), core_rates(config)))
 
     def _step(self, caller: Caller | None) -> Callable[[str], None]:
         def step(text: str) -> None:

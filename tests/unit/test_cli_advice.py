@@ -119,13 +119,15 @@ def test_jobs_older_than_their_class_allows_are_a_complaint() -> None:
 
 
 def test_quarantine_and_drains_are_told() -> None:
-    """Quarantined jobs make it degraded; a drained daemon takes no work, a drained worker is a warning."""
+    """Quarantined jobs make it degraded; a drained worker is a warning, all of them drained is not ready."""
     (found,) = advise(answer(), CONFIG, quarantined=2)
     assert found.text.startswith("2 jobs are quarantined") and "dead retry" in found.remedy and not found.bad
-    (found,) = advise(answer(dispatcher={"redis_ok": True, "draining": True}), CONFIG)
-    assert found.bad and "undrain" in found.remedy
-    (found,) = advise(answer(workers=[worker("fast-0", draining=True)]), CONFIG)
+    crew = [worker("fast-0", drained=True), worker("fast-1")]
+    (found,) = advise(answer(workers=crew), CONFIG)
     assert not found.bad and "--worker fast-0" in found.remedy
+    reason = "every worker is drained: `metamusesd undrain` gives them jobs again"
+    (found,) = advise(answer(workers=crew[:1], reasons=[reason]), CONFIG)
+    assert found.bad and "maintenance" in found.remedy
 
 
 def test_complaints_are_on_the_screen_with_their_remedies() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_only_strangers_on_the_workers_cores_count() -> None:
     ))  # fmt: skip
     assert worst(list(symptoms.of_load(crowd, workers((0,)), 50))) == "ok"
     (found,) = symptoms.of_load(crowd, workers((0,)), None)
-    assert "worker (pid 1) uses 100% of core 0" in found.fact and "taskset" in found.remedy
+    assert "worker (pid 1, 100% of core 0)" in found.fact and "taskset" in found.remedy
 
 
 def test_memory_is_judged_by_the_tightest_bound() -> None:
@@ -120,10 +121,10 @@ def test_the_kernel_is_read_from_any_root(tmp_path: Path) -> None:
     """Memory, limits, nodes, governors, huge pages, GPUs, as files of a made-up machine."""
     kernel(tmp_path, **{
         "proc/meminfo": "MemTotal: 1000 kB\nHugePages_Total: 3\nstrange\n",
-        "proc/7/limits": f"{'Limit':<26}Soft Limit\n{'Max open files':<26}1024   4096 files\n"
+        f"proc/{os.getpid()}/limits": f"{'Limit':<26}Soft Limit\n{'Max open files':<26}1024   4096 files\n"
                          f"{'Max locked memory':<26}unlimited unlimited bytes\n",
         "proc/loadavg": "1.25 1 1 1/1 1\n",
-        "proc/self/cgroup": "0::/a/b\n",
+        f"proc/{os.getpid()}/cgroup": "0::/a/b\n",
         "sys/fs/cgroup/a/memory.max": "4096\n", "sys/fs/cgroup/a/b/memory.max": "max\n",
         "sys/devices/system/cpu/cpu3/topology/thread_siblings_list": "3,7\n",
         "sys/devices/system/cpu/cpu3/cpufreq/scaling_governor": "powersave\n",
@@ -131,7 +132,7 @@ def test_the_kernel_is_read_from_any_root(tmp_path: Path) -> None:
         "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
         "dev/nvidia0": "", "proc/driver/nvidia/gpus/a/information": "Model: X\nGPU UUID: \t GPU-1\n",
     })  # fmt: skip
-    seen = machine.look(7, tmp_path, sample_s=0.0)
+    seen = machine.look(os.getpid(), tmp_path, sample_s=0.0)
     assert seen.memory == {"MemTotal": 1024000, "HugePages_Total": 3} and seen.memory_limit == 4096
     assert seen.limits == {"Max open files": 1024, "Max locked memory": None} and seen.load == 1.25
     assert seen.siblings == {3: {3, 7}} and seen.governors == {3: "powersave"} and seen.nodes == {1: {4, 5, 6, 7}}
@@ -152,6 +153,17 @@ def test_the_memory_limit_of_cgroup_v1_is_found(tmp_path: Path) -> None:
         "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "9223372036854771712\n",
     })  # fmt: skip
     assert machine.memory_limit(tmp_path) == 8192
+
+
+def test_a_running_daemon_is_judged_by_its_own_cgroup_and_cores(tmp_path: Path) -> None:
+    """Doctor's own shell may be confined otherwise; a daemon that has just left is no error."""
+    files = {f"proc/{os.getpid()}/cgroup": "0::/d\n", "proc/self/cgroup": "0::/s\n"}
+    limits = {"sys/fs/cgroup/d/memory.max": "77\n", "sys/fs/cgroup/d/cpu.max": "150000 100000\n"}
+    kernel(tmp_path, **files, **limits)
+    seen = machine.look(os.getpid(), tmp_path, sample_s=0.0)
+    assert seen.memory_limit == 77 and seen.cores.quota == 1.5
+    assert machine.look(None, tmp_path, sample_s=0.0).memory_limit is None
+    assert machine.look(1 << 30, tmp_path, sample_s=0.0).cores.numbers == os.sched_getaffinity(0)
 
 
 def test_work_is_the_difference_of_two_looks(tmp_path: Path) -> None:
@@ -207,6 +219,17 @@ def test_the_daemon_speaks_for_itself(tmp_path: Path) -> None:
     sick = {"state": "degraded", "reasons": ["no worker is ready"], "config": config.source}
     assert worst(list(premises.of_daemon(config, sick, ""))) == "bad"
     assert worst(list(premises.of_daemon(config, {"state": "ready", "config": "/etc/x.toml"}, ""))) == "warn"
+
+
+def test_a_daemon_that_runs_something_else_than_it_would_now_is_a_warning() -> None:
+    """Workers, models and cores are compared; with nothing to compare there is no finding."""
+    status = {"workers": [{"name": "fast-0", "tier": "fast", "model": "small", "cores": [0]}]}
+    running = premises.workers_of(status)
+    assert running == (WorkerSpec("fast-0", "fast", "small", (0,), slots=0),)
+    assert list(premises.of_drift(running, workers((0,)))) == []
+    (found,) = premises.of_drift(running, workers((1,), (2,)))
+    assert found.grade == "warn" and "fast-0, fast-1 differ" in found.fact and "metamusesd reload" in found.remedy
+    assert list(premises.of_drift(running, ())) == []
 
 
 # Redis
