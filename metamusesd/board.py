@@ -80,6 +80,7 @@ class SlotStatus(enum.IntEnum):
     STOPPING = 4
     STOPPED = 5
     FAILED = 6  # gave up: permanent error, or the restart budget is spent
+    ASLEEP = 7  # unloaded while nobody uses it; it starts when it is wanted
 
 
 class RedisTrouble(enum.IntEnum):

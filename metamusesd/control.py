@@ -13,6 +13,8 @@ the child is gone.
     supervisor ──► dispatcher  {"do": "retire", "row", "epoch"}   send it nothing more; it is to be replaced
     dispatcher ──► supervisor  {"say": "retired", "row", "epoch"}   this worker holds no job any more
     supervisor ──► dispatcher  {"do": "resume", "row", "epoch"}   it may have jobs again
+    supervisor ──► dispatcher  {"do": "asleep", "tiers": {tier: seconds of its last load}}   these sleep, and no others
+    dispatcher ──► supervisor  {"say": "wanted", "tier"}   a job waits for a tier that sleeps
     supervisor ──► dispatcher  {"do": "drain", "within_s"}   stop claiming, finish or give back, then exit 0
     supervisor ──► dispatcher, vectors   {"do": "vectors", "epoch"} + one end of their pipe's socketpair; a larger epoch
                                replaces the pipe before it. EOF on it: vectors is gone, or will get another pipe

@@ -278,6 +278,10 @@ class Tier:
     floor_tokens_s: float = option(
         10.0, "`cores = auto` gives as few cores as keep one stream above this rate.", least=0.1
     )
+    idle_unload_s: float = option(
+        0.0, "Without a job for so long the tier's workers leave, and come back when a job waits for it. 0: never.",
+        least=0, most=864000,
+    )  # fmt: skip
     recycle_mb: int = option(
         0, "A worker with more private memory (MiB) than this is drained and replaced; 0: never.", least=0
     )

@@ -63,7 +63,7 @@ class Boot:
             max_crashes=config.queue.max_crashes,
             retries=Retries(config.queue.max_retries, config.queue.retry_s, config.queue.retry_most_s),
             rules=rules_of(config), routing=routing_rules_of(config), defaults=defaults_of(config),
-            vectors_lost=self._vectors_lost, traces=traces,
+            vectors_lost=self._vectors_lost, traces=traces, wanted=self._wanted,
         )  # fmt: skip
         self._rounds = Rounds(dispatcher, queue, self._owner, names, self._lease_ms, config.daemon.hang_s)
         analyse("")  # reads its weights: not under the first job
@@ -164,6 +164,8 @@ class Boot:
             self._dispatcher.fleet.unlink(message)
         elif do == "retire":
             self._child.start(self._retire(int(message["row"]), int(message["epoch"])), "retire")
+        elif do == "asleep":
+            self._dispatcher.outlook.asleep = {str(tier): float(s) for tier, s in message["tiers"].items()}
         elif do == "resume":
             self._dispatcher.fleet.resume(int(message["row"]), int(message["epoch"]))
         elif do == "drain":
@@ -174,6 +176,9 @@ class Boot:
     async def _retire(self, row: int, epoch: int) -> None:
         await self._dispatcher.retire(row, epoch, self._birth.config.daemon.drain_s)
         self._child.say({"say": "retired", "row": row, "epoch": epoch})
+
+    def _wanted(self, tier: str) -> None:
+        self._child.say({"say": "wanted", "tier": tier})
 
     def _vectors_lost(self, epoch: int) -> None:
         self._child.say({"say": "relink vectors", "epoch": epoch})

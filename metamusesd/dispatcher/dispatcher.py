@@ -59,7 +59,7 @@ class Dispatcher:
         max_crashes: int = 3, retries: Retries | None = None, rules: Rules | None = None,
         routing: RoutingRules = RoutingRules(),  # noqa: B008 (frozen)
         defaults: Mapping[str, Mapping[str, float]] | None = None, vectors_lost: Callable[[int], None] | None = None,
-        traces: Traces | None = None,
+        traces: Traces | None = None, wanted: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
         names = [tier.name for tier in tiers]
         self.held: set[Run] = set()
@@ -88,6 +88,7 @@ class Dispatcher:
         self.emptied = asyncio.Event()
         self.emptied.set()
         self._queue, self._routing = queue, routing
+        self._wanted = wanted
         self._log, self._alone_after = log, max(1, max_crashes - 1)
         self._retries, self._draining = retries or Retries(), False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,8 +189,15 @@ class Dispatcher:
         self._route_ms[claim.id] = job.route_ms
         found = self.scheduling.forward(claim, job.request, job.route)
         self.outlook.forwarded(claim, found.queued, flight)
+        for tier in found.queued:
+            self.want(tier)
         self.traces.forwarded(claim)
         self.pump.forward(Routed(claim.id, claim.token, found.queued, encode_route(found), flight))
+
+    def want(self, tier: str) -> None:
+        """A job waits there: if it sleeps, it shall come."""
+        if tier in self.outlook.asleep and self._wanted is not None:
+            self._wanted(tier)
 
     def _hit(self, claim: Claim, end: Settlement) -> None:
         """A cache has the answer: that is the end, whatever the tiers are doing."""
@@ -338,7 +346,8 @@ class Dispatcher:
 
     def _changed(self, link: Link) -> None:
         ready = self.fleet.ready.get(link.tier, ())
-        self.identities.changed(link.tier, [each.hello for each in ready if each.hello is not None])
+        if ready or link.tier not in self.outlook.asleep:  # who sleeps comes back with the model that it had
+            self.identities.changed(link.tier, [each.hello for each in ready if each.hello is not None])
         self.alone.changed(link)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -29,6 +29,7 @@ class Outlook:
         self.hosts = Hosts(owner, tiers)
         self.forecast = Forecast([tier.name for tier in tiers])
         self.arrived = asyncio.Event()
+        self.asleep: dict[str, float] = {}  # own tiers that come when they are wanted: seconds until then
         self.newcomer = ""  # a job that was routed a moment ago and waits
         self._models = {tier.name: ",".join(each.model for each in tiers if each.name == tier.name) for tier in tiers}
         self._flights: set[str] = set()  # forwarded since the last survey
@@ -99,6 +100,8 @@ class Outlook:
 
     def wait_s(self, tier: str, priority: int) -> float | None:
         """How long a job of this class that is forwarded now will usually wait there. None: nobody has measured it."""
+        if tier in self.asleep:
+            return self.asleep[tier]
         services, ahead = self.hosts.services(tier), self.ahead(tier, priority)
         if ahead < sum(service.free for service in services):
             return 0.0

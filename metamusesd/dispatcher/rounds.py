@@ -155,8 +155,9 @@ class Rounds:
         outlook, queue = self._dispatcher.outlook, self._queue
         identities = self._dispatcher.identities
         ready = self._dispatcher.fleet.ready
+        workers = {tier: len(ready.get(tier, ())) or int(tier in outlook.asleep) for tier in self._tiers}
         services = {
-            tier: replace(service, identity=(identities.own(tier) or [""])[-1], workers=len(ready.get(tier, ())))
+            tier: replace(service, identity=(identities.own(tier) or [""])[-1], workers=workers.get(tier, 0))
             for tier, service in outlook.services(self._free()).items()
         }
         await queue.announce(Host(self._owner, services), HOST_TTL_S)
@@ -169,6 +170,7 @@ class Rounds:
         for depth in depths:
             if depth.queue in self._tiers and any(depth.by_class):
                 await queue.push(depth.queue)
+                self._dispatcher.want(depth.queue)
         await self._pass_complaints()
         await queue.check()
 

@@ -99,8 +99,8 @@ class Scheduling:
         return Order(claim.priority, estimate_tokens(claim), expected, tiers[0], self._margin)
 
     def served(self, tier: str) -> bool:
-        """It has workers, here or on another host."""
-        return bool(self._fleet.ready.get(tier)) or self._outlook.hosts.served(tier)
+        """It has workers, here or on another host, or will have when it is wanted."""
+        return tier in self._outlook.asleep or bool(self._fleet.ready.get(tier)) or self._outlook.hosts.served(tier)
 
 
 def _read(claim: Claim) -> _Facts:

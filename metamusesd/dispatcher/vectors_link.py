@@ -82,7 +82,7 @@ class VectorsLink:
         self._send(question(handle, time.monotonic_ns() + int(self._budget_s * 1e9)))
 
     def embed(self, texts: Sequence[str], done: Callable[[Embedded | Lost], None]) -> bool:
-        """Ask for their vectors. There is no budget: the process is watched. False: nobody is there; nothing follows."""
+        """Ask for their vectors, without a budget: the process is watched. False: nobody is there; nothing follows."""
         if self._pipe is None or self._pipe.unsent_bytes() >= MOST_UNSENT_BYTES:
             return False
         self._handles += 1

@@ -76,6 +76,11 @@ class Burial:
     def _follow(self, slot: Slot, facts: dict[str, Any]) -> None:
         """Who comes after it, and when."""
         now_s = time.monotonic()
+        if slot.sleeping and slot.status is SlotStatus.READY and not slot.parked:
+            slot.sleeping = False
+            slot.move("slept")
+            self._log.info("asleep", **facts)
+            return
         if slot.parked or slot.recycling:
             slot.due_s = inf if slot.parked else now_s
             slot.move("died")

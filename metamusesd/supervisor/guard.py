@@ -53,7 +53,8 @@ class Guard:
     def rest_s(self, slots: Sequence[Slot]) -> float:
         """Until the next look at them: longer while all are well and nobody works. A signal, a message or a client ends
         it at once."""
-        quiet = not self._board.dispatcher.get("running") and all(slot.status is SlotStatus.READY for slot in slots)
+        well = all(slot.status in (SlotStatus.READY, SlotStatus.ASLEEP) for slot in slots)
+        quiet = well and not self._board.dispatcher.get("running")
         return QUIET_TICK_S if quiet else TICK_S
 
     def patience_s(self, slot: Slot) -> float:

@@ -84,7 +84,7 @@ class Recycling:
             return False
         record = self._records.get(slot.name, Record())
         siblings = [other for other in self._workers if other is not slot and _tier(other) == _tier(slot)]
-        present = (SlotStatus.READY, SlotStatus.FAILED)
+        present = (SlotStatus.READY, SlotStatus.FAILED, SlotStatus.ASLEEP)
         return record.may(now_s) and all(other.status in present and not other.recycling for other in siblings)
 
     def _retire(self, slot: Slot, now_s: float) -> None:

@@ -197,8 +197,8 @@ class Reload:
         """Until its new process is ready."""
         before, since_s = slot.generation, time.monotonic()
         slot.parked, slot.trial, slot.due_s, slot.trouble = True, trial, 0.0, ""
-        if slot.status is SlotStatus.FAILED:
-            slot.move("revive")
+        if slot.status in (SlotStatus.FAILED, SlotStatus.ASLEEP):
+            slot.move("revive" if slot.status is SlotStatus.FAILED else "wake")
         while slot.generation == before:
             if time.monotonic() - since_s > START_S:
                 raise Stuck(f"{slot.name}: it could not be started: {slot.trouble}")

@@ -37,6 +37,7 @@ class Reporter:
     phase: str = "starting"  # of the daemon: starting, running, draining, stopping
     placement: tuple[str, ...] = ()
     missing: str = ""  # why there is no semantic cache
+    waits: Mapping[str, str] = field(default_factory=dict)  # tiers that sleep, are wanted, and cannot come
     patience_s: Callable[[Slot], float] = lambda _slot: 0.0
     cpu_s: Callable[[Slot], float] = lambda _slot: 0.0
     exits: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the coroner counts them
@@ -64,16 +65,16 @@ class Reporter:
                 found.append(f"redis is {slot.status.name.lower()}" + (f": {said}" if said else ""))
         for slot in self._of(Kind.DISPATCHER):
             found += self._dispatcher_reasons(slot)
-        if not any(slot.status is SlotStatus.READY for slot in self._of(Kind.WORKER)):
+        if not any(slot.status in (SlotStatus.READY, SlotStatus.ASLEEP) for slot in self._of(Kind.WORKER)):
             found.append("no worker is ready")
-        elif all(slot.held for slot in self._of(Kind.WORKER) if slot.status is SlotStatus.READY):
+        elif all(slot.held for slot in self._of(Kind.WORKER) if slot.status in (SlotStatus.READY, SlotStatus.ASLEEP)):
             found.append("every worker is drained: `metamusesd undrain` gives them jobs again")
         return found
 
     def degraded(self) -> list[str]:
         """What is off, though work is taken and done; empty when nothing is."""
         limitation = semantic.limitation(next(iter(self._of(Kind.VECTORS)), None), self.missing)
-        return [limitation] if limitation else []
+        return [*([limitation] if limitation else []), *self.waits.values()]
 
     def status(self) -> dict[str, Any]:
         """The whole picture, for `metamusesd status` and `top`."""

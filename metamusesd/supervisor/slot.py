@@ -5,6 +5,7 @@
                               │ died          │ stop                  │ stop
                               ├──► BACKOFF    ▼                       ▼
                               └──► FAILED  STOPPING ──── died ────► STOPPED        FAILED ──revive──► BACKOFF
+                        READY ──slept──► ASLEEP ──wake──► BACKOFF, due at once
 
 A move that the table does not have is a mistake of ours and raises.
 """
@@ -34,7 +35,13 @@ MOVES = {
         "given up": SlotStatus.FAILED,
         "stop": SlotStatus.STOPPING,
     },
-    SlotStatus.READY: {"died": SlotStatus.BACKOFF, "given up": SlotStatus.FAILED, "stop": SlotStatus.STOPPING},
+    SlotStatus.READY: {
+        "died": SlotStatus.BACKOFF,
+        "given up": SlotStatus.FAILED,
+        "stop": SlotStatus.STOPPING,
+        "slept": SlotStatus.ASLEEP,
+    },
+    SlotStatus.ASLEEP: {"wake": SlotStatus.BACKOFF, "stop": SlotStatus.STOPPED},
     SlotStatus.BACKOFF: {"start": SlotStatus.STARTING, "stop": SlotStatus.STOPPED},
     SlotStatus.STOPPING: {"ready": SlotStatus.STOPPING, "died": SlotStatus.STOPPED, "stop": SlotStatus.STOPPING},
     SlotStatus.STOPPED: {"stop": SlotStatus.STOPPED},
@@ -61,6 +68,7 @@ class Slot:
     ready_s: float = 0.0  # when this process was ready
     retire_s: float = 0.0  # being recycled: its jobs have until then to end; 0: no
     recycling: bool = False  # it is to be replaced, and no fault of its own
+    sleeping: bool = False  # it is recycling, and is to stay away until it is wanted (sleep.py)
     held: bool = False  # an operator has drained it: it gets no jobs until that is taken back
     emptied: bool = False  # held, and the dispatcher says that it has no job any more
     parked: bool = False  # a reload has it in hand: nobody else starts it, and it is not linked
@@ -105,7 +113,7 @@ class Slot:
         self.started_s, self.kill_s, self.hung, self.epoch = time.monotonic(), 0.0, "", 0
         self.was_ready = self.permanent = self.recycling = self.we_killed = self.was_stopped = False
         self.ready_s = self.retire_s = 0.0
-        self.emptied = False
+        self.emptied = self.sleeping = False
         self.private_bytes = 0
         self.trouble = ""
         self.move("start")

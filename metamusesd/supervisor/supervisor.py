@@ -42,6 +42,7 @@ from metamusesd.supervisor.reload import Reload, Wanted
 from metamusesd.supervisor.report import Reporter
 from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.signals import Signals
+from metamusesd.supervisor.sleep import Sleeping
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import Entries, Kind, child_specs
 from metamusesd.supervisor.state_dir import Home, open_home
@@ -110,6 +111,8 @@ class Supervisor:
         workers, dispatcher = self._nursery.workers, self._nursery.dispatcher
         self._retiring = Retiring(config, workers, dispatcher, self._log)
         self._recycling = Recycling(config, workers, self._retiring, self._log)
+        self._sleeping = Sleeping(config, self._board, workers, dispatcher, self._retiring, self._log)
+        self._reporter.waits = self._sleeping.waits
         self._burial = Burial(config, self._board, self._nursery, self._retiring, self._doomed, self._log)
         self._reporter.exits = self._burial.coroner.exits
         self._reload = Reload(
@@ -206,6 +209,7 @@ class Supervisor:
         if self._phase is Phase.RUNNING:
             self._recycling.turn(now_s)
             self._orders.turn(now_s)
+            self._sleeping.turn(now_s)
 
     def _start_the_due(self) -> None:
         """Redis first; the others as soon as it has answered once, and never again because of it."""
@@ -292,6 +296,8 @@ class Supervisor:
             self._relink(self._nursery.vectors, message.get("epoch"))
         elif message.get("say") == "trouble" and slot.spec.kind is Kind.VECTORS:
             slot.trouble = str(message.get("problem", ""))
+        elif message.get("say") == "wanted":
+            self._sleeping.wanted(message.get("tier"))
         elif message.get("say") == "retired":
             self._retiring.retired(message.get("row"), message.get("epoch"))
 
@@ -305,7 +311,7 @@ class Supervisor:
         """Another configuration is in force."""
         config = self._config = wanted.config
         obey(config.log)
-        self._retiring.config = self._recycling.config = self._reporter.config = config
+        self._retiring.config = self._recycling.config = self._sleeping.config = self._reporter.config = config
         self._reporter.placement = wanted.placement.reasons
         self._guard.adopt(config.daemon)
         self._burial.adopt(config)

@@ -1,0 +1,159 @@
+"""Supervisor · a tier that nobody uses gives its memory back, and comes when it is wanted.
+
+    no job for tiers.*.idle_unload_s ─► its workers' jobs end (there are none) ─► SIGTERM ─► ASLEEP
+    {"say": "wanted"} from the dispatcher: a job waits there ─► is there memory? ─► they start
+                                                                  └─ no: the tier that was idle longest goes to sleep
+
+The dispatcher is told who sleeps, and how long the last load took: it counts such a tier as served, after that time.
+Tiers without idle_unload_s are pinned: they never sleep, and nobody makes room by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from metamusesd import control
+from metamusesd.board import Board, SlotStatus
+from metamusesd.config import Config
+from metamusesd.log import Logger
+from metamusesd.supervisor.proc import available_bytes
+from metamusesd.supervisor.retire import Retiring
+from metamusesd.supervisor.slot import Slot
+
+LOOK_S = 1.0
+MARGIN_BYTES = 256 << 20
+MIB = 1 << 20
+
+
+class Sleeping:
+    """All tiers that may sleep. `available`: bytes that a load may take."""
+
+    def __init__(
+        self, config: Config, board: Board, workers: Sequence[Slot], dispatcher: Slot, retiring: Retiring, log: Logger,
+        available: Callable[[], int] = available_bytes,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.waits: dict[str, str] = {}  # by tier that is wanted and cannot come: why
+        self._board, self._workers, self._dispatcher = board, workers, dispatcher
+        self._retiring, self._log, self._available = retiring, log, available
+        self._wanted: set[str] = set()
+        self._coming: set[str] = set()  # woken, and not ready yet
+        self._told: tuple[int, dict[str, float]] = (0, {})  # what which dispatcher was told
+        self._load_s: dict[str, float] = {}
+        self._looked_s = 0.0
+
+    def wanted(self, tier: object) -> None:
+        """A job waits there."""
+        if isinstance(tier, str) and any(slot.status is SlotStatus.ASLEEP or slot.sleeping for slot in self._of(tier)):
+            self._wanted.add(tier)
+
+    def turn(self, now_s: float) -> None:
+        """Call it at every turn."""
+        for tier in list(self._wanted):
+            self._wake(tier, now_s)
+        for tier in list(self._coming):
+            if any(slot.status in (SlotStatus.READY, SlotStatus.FAILED) for slot in self._of(tier)):
+                self._coming.discard(tier)
+        self._tell()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            for tier, limit_s in self._limits().items():
+                idle_s = self._idle_s(tier, now_s)
+                if idle_s is not None and idle_s >= limit_s and not self._waiting(tier):
+                    self._put_to_sleep(tier, now_s, f"no job for {idle_s:.0f} s")
+
+    def _limits(self) -> dict[str, float]:
+        tiers = self.config.enabled_tiers()
+        return {name: tier.idle_unload_s for name, tier in tiers.items() if tier.idle_unload_s}
+
+    def _of(self, tier: str) -> list[Slot]:
+        return [slot for slot in self._workers if slot.spec.worker and slot.spec.worker.tier == tier]
+
+    def _waiting(self, tier: str) -> bool:
+        queues = self._board.queues.read() or {}
+        return any(queues.get(f"{tier}.{name}", 0) for name in ("low", "normal", "high", "critical"))
+
+    def _idle_s(self, tier: str, now_s: float) -> float | None:
+        """For how long none of its workers has had a job; None: not all are ready, or one has jobs."""
+        slots, since_s = self._of(tier), 0.0
+        for slot in slots:
+            fields = self._board.workers[slot.spec.row].read()
+            busy = slot.recycling or slot.held or slot.parked or slot.kill_s or not slot.epoch
+            if slot.status is not SlotStatus.READY or busy or fields is None or fields["slots_used"]:
+                return None
+            self._load_s[tier] = slot.ready_s - slot.started_s
+            since_s = max(since_s, slot.ready_s, fields["last_step_ns"] / 1e9)
+        return now_s - since_s if slots else None
+
+    def _put_to_sleep(self, tier: str, now_s: float, because: str) -> None:
+        """Jobs that come meanwhile wait, and want it back at once."""
+        slots = self._of(tier)
+        if self._dispatcher.control is None:
+            return
+        for slot in slots:
+            slot.recycling = slot.sleeping = True
+        self._tell()  # before its workers are retired: the dispatcher keeps in mind which models they have
+        for slot in slots:
+            if not self._retiring.begin(slot, now_s):
+                slot.recycling = slot.sleeping = False
+        self._log.info("a tier goes to sleep", tier=tier, because=because)
+
+    def _wake(self, tier: str, now_s: float) -> None:
+        asleep = [slot for slot in self._of(tier) if slot.status is SlotStatus.ASLEEP]
+        if any(slot.sleeping and slot.pid for slot in self._of(tier)):
+            return  # it is still on its way: the next turn
+        needed, there = self._needs(asleep), self._available()
+        if asleep and there and needed > there:
+            self.waits[tier] = (
+                f"tier {tier} is wanted and needs about {needed // MIB} MB; {there // MIB} MB are available: "
+                "free memory, or give another tier an idle_unload_s"
+            )
+            self._make_room(tier, now_s)
+            return
+        self._wanted.discard(tier)
+        self.waits.pop(tier, None)
+        for slot in asleep:
+            slot.due_s = 0.0
+            slot.move("wake")
+        if asleep:
+            self._coming.add(tier)
+            self._log.info("a tier wakes", tier=tier, needs_mb=needed // MIB)
+
+    def _needs(self, slots: Sequence[Slot]) -> int:
+        """What they had of their own when they fell asleep, and each model's file once."""
+        files = set()
+        for slot in slots:
+            if (
+                slot.spec.worker is not None
+                and (model := self.config.models.get(slot.spec.worker.model))
+                and model.file
+            ):
+                files.add(self.config.model_path(model))
+        sizes = [path.stat().st_size for path in files if path.is_file()]
+        return sum(slot.private_bytes for slot in slots) + sum(sizes) + MARGIN_BYTES
+
+    def _make_room(self, tier: str, now_s: float) -> None:
+        """By the tier that may sleep and has been idle longest; one at a time."""
+        if any(slot.sleeping and slot.pid for slot in self._workers):
+            return
+        idle = {other: idle_s for other in self._limits() if (idle_s := self._idle_s(other, now_s)) is not None}
+        if idle:
+            longest = max(idle, key=lambda other: idle[other])
+            self._put_to_sleep(longest, now_s, f"{tier} needs its memory")
+
+    def _tell(self) -> None:
+        """The dispatcher, who sleeps; again to each new one."""
+        tiers = {slot.spec.worker.tier for slot in self._workers if slot.spec.worker}
+        sleeping = {
+            tier: round(self._load_s.get(tier, 1.0), 3)
+            for tier in tiers
+            if tier in self._coming or all(slot.status is SlotStatus.ASLEEP or slot.sleeping for slot in self._of(tier))
+        }
+        now = (self._dispatcher.generation, sleeping)
+        fresh = self._told[0] != now[0]
+        if now == self._told or (fresh and not sleeping) or self._dispatcher.status is not SlotStatus.READY:
+            return
+        if self._dispatcher.control is not None and control.send(
+            self._dispatcher.control, {"do": "asleep", "tiers": sleeping}
+        ):
+            self._told = now

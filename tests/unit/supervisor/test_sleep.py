@@ -1,0 +1,140 @@
+"""Who sleeps, who wakes, and who makes room for whom."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metamusesd import control
+from metamusesd.board import Board, SlotStatus
+from metamusesd.config import Config
+from metamusesd.config.options import Daemon, Model, Tier
+from metamusesd.control import WorkerSpec
+from metamusesd.log import get_logger
+from metamusesd.supervisor.retire import Retiring
+from metamusesd.supervisor.sleep import MARGIN_BYTES, Sleeping
+from metamusesd.supervisor.slot import Slot
+from metamusesd.supervisor.spec import ChildSpec, Kind
+
+GIB = 1 << 30
+
+
+class Family:
+    """One worker in each of three tiers, no processes, a dispatcher that listens, and a machine with so much memory."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "m.gguf").write_bytes(b"x" * 1000)
+        tiers = {name: Tier(model="m", idle_unload_s=60.0) for name in ("fast", "medium")} | {"heavy": Tier(model="m")}
+        config = replace(
+            Config(), tiers=tiers, models={"m": Model(file="m.gguf")}, daemon=Daemon(models_dir=str(folder))
+        )
+        self.board, self.now_s, self.free = Board(3), 10_000.0, 64 * GIB
+        self.slots = [self._slot(row, tier) for row, tier in enumerate(tiers)]
+        self.dispatcher = Slot(ChildSpec("dispatcher", Kind.DISPATCHER))
+        ours, self.heard = control.pair()
+        self.heard.setblocking(False)
+        self.dispatcher.started(10**8, ours)
+        self.dispatcher.ready()
+        self.sockets: list[socket.socket] = [ours, self.heard]
+        log = get_logger("test")
+        retiring = Retiring(config, self.slots, self.dispatcher, log)
+        self.sleeping = Sleeping(config, self.board, self.slots, self.dispatcher, retiring, log, lambda: self.free)
+
+    def _slot(self, row: int, tier: str) -> Slot:
+        spec = WorkerSpec(f"{tier}-0", tier, "m", (row,))
+        slot = Slot(ChildSpec(spec.name, Kind.WORKER, row=row, worker=spec), self.board.slots[row])
+        slot.started(10**8 + row, None)
+        slot.ready()
+        slot.epoch, slot.private_bytes = row + 1, GIB
+        slot.started_s = slot.ready_s = self.now_s - 3600.0 + row
+        return slot
+
+    def turn(self, later_s: float = 2.0) -> list[str]:
+        """Who falls asleep at the next look, as far as the dispatcher is told."""
+        self.now_s += later_s
+        before = {slot.name for slot in self.slots if slot.sleeping}
+        self.sleeping.turn(self.now_s)
+        return [slot.name for slot in self.slots if slot.sleeping and slot.name not in before]
+
+    def told(self) -> list[dict[str, object]]:
+        found = []
+        while True:
+            try:
+                received = control.receive(self.heard)
+            except BlockingIOError:
+                return found
+            assert received is not None
+            found.append(received[0])
+
+    def gone(self, slot: Slot) -> None:
+        """As the burial does it."""
+        slot.buried(0, True)
+        slot.sleeping = False
+        slot.move("slept")
+
+
+@pytest.fixture
+def family(tmp_path):
+    family = Family(tmp_path)
+    yield family
+    for each in family.sockets:
+        each.close()
+
+
+def test_only_tiers_that_may_sleep_do(family: Family) -> None:
+    """The pinned one never; one with a job, or whose queue holds some, does not."""
+    family.board.workers[0].write(slots_used=1)
+    family.board.queues.write(**{"medium.normal": 1})
+    assert family.turn() == []
+    family.board.queues.write(**{"medium.normal": 0})
+    assert family.turn() == ["medium-0"]
+    assert [message["do"] for message in family.told()] == ["asleep", "retire"]
+    family.board.workers[0].write(slots_used=0, last_step_ns=int(family.now_s * 1e9))
+    assert family.turn() == []
+    assert family.turn(61) == ["fast-0"]
+
+
+def test_it_wakes_when_it_is_wanted(family: Family) -> None:
+    """At once if there is memory; the dispatcher is told when its worker is there."""
+    family.turn()
+    for slot in family.slots[:2]:
+        family.gone(slot)
+    family.told()
+    family.sleeping.wanted("fast")
+    family.turn()
+    assert [slot.status for slot in family.slots] == [SlotStatus.BACKOFF, SlotStatus.ASLEEP, SlotStatus.READY]
+    assert family.slots[0].due_s <= family.now_s
+    family.slots[0].started(10**8 + 9, None)
+    family.slots[0].ready()
+    family.slots[0].ready_s = family.now_s
+    family.turn()
+    assert [set(message["tiers"]) for message in family.told()] == [{"medium"}]  # type: ignore[call-overload]
+
+
+def test_who_was_idle_longest_makes_room(family: Family) -> None:
+    """Without memory the load waits and says so; the pinned tier is left alone."""
+    family.board.workers[1].write(last_step_ns=int((family.now_s - 10) * 1e9))
+    assert family.turn() == ["fast-0"]
+    family.gone(family.slots[0])
+    family.free = GIB
+    family.sleeping.wanted("fast")
+    assert family.turn() == ["medium-0"]
+    assert "needs about" in family.sleeping.waits["fast"] and family.slots[0].status is SlotStatus.ASLEEP
+    assert family.turn() == []
+    family.gone(family.slots[1])
+    family.free = 2 * GIB + MARGIN_BYTES
+    family.turn()
+    assert family.slots[0].status is SlotStatus.BACKOFF and not family.sleeping.waits
+
+
+def test_a_new_dispatcher_is_told_again(family: Family) -> None:
+    """Who sleeps, and how long the last load took."""
+    family.turn()
+    family.told()
+    family.dispatcher.generation += 1
+    family.turn()
+    [message] = family.told()
+    assert message == {"do": "asleep", "tiers": {"fast": 0.0, "medium": 0.0}}
