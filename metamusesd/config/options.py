@@ -245,7 +245,7 @@ class Model:
     )
     yield_limit_s: float = option(0.5, "A pre-empted sequence runs again after so long.", least=0.1, most=3600)
     canary: dict[str, Any] = option(
-        {}, "Golden prompts of a reload, and what each answer must contain: { \"What is 2+2?\" = \"4\" }; \"\": anything "
+        {}, 'Golden prompts of a reload, and what each answer must contain: { "What is 2+2?" = "4" }; "": anything '
         "sensible. Empty: two prompts of ours.",
     )  # fmt: skip
     canary_tokens_s: float = option(
