@@ -6,6 +6,8 @@ The persona stands first and the traits after it: jobs of one muse share the lon
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from metamusesd.job import InferenceRequest, Message, Traits
 
 
@@ -52,6 +54,19 @@ def without_oldest(messages: list[Message], count: int) -> list[Message]:
     """`messages` less the `count` oldest turns that are not system messages at the head."""
     head = head_length(messages)
     return messages[:head] + messages[head + count :]
+
+
+def fitted(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
+    """`messages` with as few of the oldest turns dropped as make it fit, found by bisection; else all that may go."""
+    counts = [0, *droppable(messages)]
+    low, high = 0, len(counts) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if fits(without_oldest(messages, counts[middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return without_oldest(messages, counts[low])
 
 
 def head_length(messages: list[Message]) -> int:

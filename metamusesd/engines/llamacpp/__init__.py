@@ -8,13 +8,8 @@ footprint.py  pure: how much memory a model will take
 kv.py         pure: who holds which KV cells, prefix look-up, what to evict
 sequence.py   one job inside the engine
 sampling.py   logits → token
-text.py       bytes → text: UTF-8 and stop strings across token borders
-template.py   the model's chat template, rendered around sentinels (the only importer of jinja2)
 prompt.py     rendered pieces → tokens that a user cannot forge
 grammar.py    JSON schema and GBNF: trial compilation in a disposable process, cache
-bounds.py     how large a grammar may be
-schema.py     which JSON schemas are kept to the letter: the others are refused by keyword
-disjoint.py   pure: whether two schemas can share a value, for oneOf
 gbnf.py       JSON schema → GBNF
 pattern.py    regular expression → GBNF
 native.py     the only importer of llama_cpp: every C call with its checks

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from metamusesd.engines.llamacpp.pattern import pattern_to_gbnf
-from metamusesd.engines.llamacpp.schema import plain_schema
+from metamusesd.engines.schema import plain_schema
 
 _PRIMITIVES = r"""
 any ::= object | array | string | number | boolean | null

@@ -19,8 +19,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from metamusesd.engines.llamacpp.bounds import check_bounds
-from metamusesd.engines.llamacpp.schema import check_schema
+from metamusesd.engines.bounds import check_bounds
+from metamusesd.engines.schema import check_schema
 from metamusesd.errors import EngineFailed, InvalidGrammar
 
 TRIAL_LIMIT_S = 2.0  # of processor time

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from metamusesd.engines.llamacpp.bounds import MAX_REPEATS
+from metamusesd.engines.bounds import MAX_REPEATS
 from metamusesd.errors import InvalidGrammar
 
 MAX_PATTERN = 4096  # characters

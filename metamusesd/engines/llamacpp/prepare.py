@@ -19,10 +19,10 @@ from metamusesd.engines.llamacpp.grammar import GrammarShelf
 from metamusesd.engines.llamacpp.native import Grammar, Model
 from metamusesd.engines.llamacpp.prompt import PromptTokenizer
 from metamusesd.engines.llamacpp.sampling import Choice
-from metamusesd.engines.llamacpp.template import CHATML, CHATML_END, ChatTemplate
+from metamusesd.engines.template import CHATML, CHATML_END, ChatTemplate
 from metamusesd.errors import ContextOverflow, InvalidGrammar, InvalidRequest, RequestError, TemplateFailed
 from metamusesd.job import Message, Params
-from metamusesd.prompt import droppable, messages_of, without_oldest
+from metamusesd.prompt import fitted, messages_of
 
 BYTES_A_TOKEN = 32  # more than this on average and the prompt cannot fit: tokenizing megabytes takes seconds
 SPARE_BYTES = 4096
@@ -67,7 +67,8 @@ class Preparer:
         wanted = params.max_tokens or self._spec.default_max_tokens
         messages = messages_of(task.request)
         if task.request.truncate == "oldest":
-            prompt = self._fitted(messages, self.context - min(wanted, self.context // 4))
+            most = self.context - min(wanted, self.context // 4)
+            prompt = self._tokens(fitted(messages, lambda kept: self._fits(kept, most)))
         else:
             prompt = self._tokens(messages)
         room = self.context - len(prompt)
@@ -89,18 +90,6 @@ class Preparer:
                 context=self.context,
             )
         return self._tokenizer.tokens(self.template.render(messages))
-
-    def _fitted(self, messages: list[Message], room: int) -> list[int]:
-        """The prompt with as few of the oldest turns dropped as make it fit into `room` tokens, found by bisection."""
-        counts = [0, *droppable(messages)]
-        low, high = 0, len(counts) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._fits(without_oldest(messages, counts[middle]), room):
-                high = middle
-            else:
-                low = middle + 1
-        return self._tokens(without_oldest(messages, counts[low]))
 
     def _fits(self, messages: list[Message], room: int) -> bool:
         try:

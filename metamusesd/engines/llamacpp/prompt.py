@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from metamusesd.engines.llamacpp.template import Piece
+from metamusesd.engines.template import Piece
 
 Tokenize = Callable[[str], list[int]]  # special parsing off, no BOS added
 

@@ -13,7 +13,7 @@ from metamusesd.engines.llamacpp.batch import View
 from metamusesd.engines.llamacpp.kv import Holder
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared
 from metamusesd.engines.llamacpp.sampling import Sampler
-from metamusesd.engines.llamacpp.text import TextStream
+from metamusesd.engines.text import TextStream
 
 
 @dataclass(slots=True)

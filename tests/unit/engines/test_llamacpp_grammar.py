@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from metamusesd.engines.bounds import check_bounds
 from metamusesd.engines.llamacpp import grammar
-from metamusesd.engines.llamacpp.bounds import check_bounds
 from metamusesd.engines.llamacpp.grammar import GrammarShelf, run_in_child
 from metamusesd.errors import InvalidGrammar
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metamusesd.engines.llamacpp.prompt import PromptTokenizer
-from metamusesd.engines.llamacpp.template import CHATML, ChatTemplate, Piece
+from metamusesd.engines.template import CHATML, ChatTemplate, Piece
 from metamusesd.errors import ModelLoadFailed, TemplateFailed
 from metamusesd.job import InferenceRequest, Message, Traits
 from metamusesd.prompt import droppable, messages_of, without_oldest

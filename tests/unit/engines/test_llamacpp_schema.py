@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from metamusesd.engines.llamacpp.bounds import check_bounds
-from metamusesd.engines.llamacpp.disjoint import never
+from metamusesd.engines.bounds import check_bounds
+from metamusesd.engines.disjoint import never
 from metamusesd.engines.llamacpp.gbnf import schema_to_gbnf
-from metamusesd.engines.llamacpp.schema import check_schema, plain_schema
+from metamusesd.engines.schema import check_schema, plain_schema
 from metamusesd.errors import InvalidGrammar
 
 Schema = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamusesd.engines.llamacpp.text import TextStream
+from metamusesd.engines.text import TextStream
 
 
 def shown(pieces: list[bytes], stops: list[str]) -> tuple[list[str], TextStream]:

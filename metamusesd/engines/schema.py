@@ -1,6 +1,6 @@
 """Stage 8 · worker · which JSON schemas are kept to the letter, brought into one plain form; the others are refused.
 
-The plain form has no references, annotations or shorthands, and gbnf.py can write each of its nodes:
+The plain form has no references, annotations or shorthands, and llamacpp/gbnf.py can write each of its nodes:
 
     {"enum": […]}   {"anyOf": […]}   {"type": any | null | boolean | integer | number | string | array | object}
     string: pattern | format | minLength, maxLength      array: items, minItems, maxItems | prefixItems
@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from metamusesd.engines.llamacpp.bounds import MAX_REPEATS
-from metamusesd.engines.llamacpp.disjoint import has_type, never
+from metamusesd.engines.bounds import MAX_REPEATS
+from metamusesd.engines.disjoint import has_type, never
 from metamusesd.errors import InvalidGrammar
 
 MAX_SCHEMA_BYTES = 65_536
