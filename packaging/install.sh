@@ -3,7 +3,7 @@
 #
 #   PREFIX/env-STAMP/       a virtual environment each installation; the one before stays, for a way back
 #   PREFIX/current          which of them runs, after the next start: an upgrade never changes files under a running daemon
-#   PREFIX/share/           documents, the configuration with every default, dashboard and alert rules
+#   PREFIX/share/doc/       documents, the configuration with every default, dashboard and alert rules
 #   /usr/local/…            the command, the man page, completions, and what systemd reads
 #   /etc/metamusesd/, /var/lib/metamusesd/    yours: made when absent, never changed afterwards
 set -eu
@@ -65,15 +65,14 @@ make_environment() {
 put() { install -D -m 644 "$SOURCE/$1" "$2"; }
 
 put_files() {
-    for document in README.md CHANGELOG.md LICENSE docs/*.md docs/*.svg etc/$NAME.toml; do
-        put "$document" "$BASE/share/doc/$NAME/${document##*/}"
+    for file in README.md CHANGELOG.md LICENSE docs/*.* docs/adr/* etc/*.* etc/*/*; do
+        put "$file" "$BASE/share/doc/$NAME/$file"
     done
-    for file in etc/grafana/* etc/prometheus/*; do [ ! -f "$file" ] || put "$file" "$BASE/share/$NAME/${file#etc/}"; done
     mkdir -p "$LOCAL/bin"
     ln -sfn "$PREFIX/current/bin/$NAME" "$LOCAL/bin/$NAME"
-    put_if_there docs/$NAME.1 "$LOCAL/share/man/man1/$NAME.1"
-    put_if_there etc/completion/$NAME.bash "$LOCAL/share/bash-completion/completions/$NAME"
-    put_if_there etc/completion/_$NAME "$LOCAL/share/zsh/site-functions/_$NAME"
+    put docs/$NAME.1 "$LOCAL/share/man/man1/$NAME.1"
+    complete_in bash "$LOCAL/share/bash-completion/completions/$NAME"
+    complete_in zsh "$LOCAL/share/zsh/site-functions/_$NAME"
     put systemd/$NAME.sysusers "$LOCAL/lib/sysusers.d/$NAME.conf"
     put systemd/$NAME.tmpfiles "$LOCAL/lib/tmpfiles.d/$NAME.conf"
     put systemd/$NAME.service "$UNITS/$NAME.service"
@@ -81,7 +80,10 @@ put_files() {
     [ -z "${GPU:-}" ] || put systemd/$NAME-gpu.conf "$UNITS/$NAME.service.d/gpu.conf"
 }
 
-put_if_there() { [ ! -f "$SOURCE/$1" ] || put "$1" "$2"; }
+complete_in() {
+    mkdir -p "${2%/*}"
+    "$BASE/current/bin/python" -I -m $NAME completion "$1" >"$2"
+}
 
 put_configuration() {
     kept=no
@@ -103,7 +105,7 @@ settle_in() {
 }
 
 say_what_next() {
-    echo "installed $("$BASE/current/bin/python" -c "import $NAME; print('$NAME', $NAME.__version__)") in $PREFIX/current"
+    echo "installed $("$BASE/current/bin/python" -I -c "import $NAME; print('$NAME', $NAME.__version__)") in $PREFIX/current"
     if ! on_this_machine; then
         echo "staged in $DESTDIR; on its machine: systemd-sysusers, systemd-tmpfiles --create, systemctl daemon-reload"
     elif [ $kept = no ]; then
@@ -113,7 +115,7 @@ say_what_next() {
         echo "  $NAME check                             # says what is wrong, and what would be right"
         echo "  systemctl enable --now $NAME"
     else
-        echo "kept $CONFIG (all of today's options: $PREFIX/share/doc/$NAME/$NAME.toml)"
+        echo "kept $CONFIG (all of today's options: $PREFIX/share/doc/$NAME/etc/$NAME.toml)"
         "$BASE/current/bin/$NAME" check --quiet || echo "correct that before the next start"
         echo "next: systemctl restart $NAME    # back: ln -sfn ${before:-env-…} $PREFIX/current && systemctl restart $NAME"
     fi
@@ -125,7 +127,7 @@ uninstall() {
     if has_systemd; then
         systemctl disable --now --quiet $NAME 2>/dev/null || systemctl stop $NAME 2>/dev/null || true
     fi
-    rm -rf "$BASE"/env-* "$BASE/current" "$BASE/share/doc/$NAME" "$BASE/share/$NAME"
+    rm -rf "$BASE"/env-* "$BASE/current" "$BASE/share/doc/$NAME"
     rm -f "$LOCAL/bin/$NAME" "$LOCAL/share/man/man1/$NAME.1" "$LOCAL/share/bash-completion/completions/$NAME" \
         "$LOCAL/share/zsh/site-functions/_$NAME" "$LOCAL/lib/sysusers.d/$NAME.conf" "$LOCAL/lib/tmpfiles.d/$NAME.conf" \
         "$UNITS/$NAME.service" "$UNITS/$NAME.service.d/gpu.conf"

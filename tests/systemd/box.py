@@ -4,7 +4,7 @@
     CACHE/wheels/   what requirements.lock names, made by pip from its own cache: the container installs from there
     /src /wheels /models    the checkout, the wheels and the model files inside, read-only
 
-systemd-nspawn runs in a process group of ours, and its init dies with it; `stop` may be called at any time.
+`stop` may be called at any time. When these tests are killed, systemd-nspawn hears of it and shuts the container down.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def why_not() -> str:
     """What this machine lacks, with the remedy; empty when the box can be made."""
     if os.geteuid() != 0:
         return "systemd-nspawn needs root: run `make systemd-test` as root"
-    tools = {"systemd-nspawn": "systemd-container", "nsenter": "util-linux"}
+    tools = {"systemd-nspawn": "systemd-container", "nsenter": "util-linux", "setpriv": "util-linux"}
     if not (CACHE / "base/.complete").exists():
         tools["debootstrap"] = "debootstrap"
     for tool, package in tools.items():
@@ -96,6 +97,7 @@ class Box:
         self._console = (CACHE / "console.log").open("wb")
         self._nspawn = subprocess.Popen(
             [
+                "setpriv", "--pdeathsig=TERM",
                 "systemd-nspawn", "--quiet", "--boot", f"--directory={make_base()}", "--volatile=overlay",
                 "--register=no", "--keep-unit", "--private-network", "--machine=metamusesd-test", "--console=read-only",
                 *(f"--bind-ro={there}:{here}" for there, here in binds.items()),
@@ -114,7 +116,8 @@ class Box:
     def stop(self) -> None:
         """Nothing of it is left."""
         if self._nspawn.poll() is None:
-            self._nspawn.kill()  # its init goes with it (PR_SET_PDEATHSIG), and all in its pid namespace with that
+            # DANGER: the container outlives a systemd-nspawn that is killed. With its init, all in it ends.
+            os.kill(self.init or self._nspawn.pid, signal.SIGKILL if self.init else signal.SIGTERM)
         self._nspawn.wait(30)
         self._console.close()
 

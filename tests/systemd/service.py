@@ -47,7 +47,7 @@ class Service:
 
     def configure(self, workers: int = WORKERS, more: str = "") -> None:
         """Edit the installed file: `more` goes to the end."""
-        sample = self.box.path("/opt/metamusesd/share/doc/metamusesd/metamusesd.toml").read_text("utf-8")
+        sample = self.box.path("/opt/metamusesd/share/doc/metamusesd/etc/metamusesd.toml").read_text("utf-8")
         given = {"state_dir": f'"{STATE}"', "runtime_dir": '"/run/metamusesd"', "drain_s": DRAIN_S, "workers": workers}
         for key, value in given.items():
             sample, count = re.subn(rf"(?m)^#: {key} = .*$", f"{key} = {value}", sample, count=1)

@@ -25,6 +25,8 @@ def test_install_says_what_to_do_next(installed: Service) -> None:
     assert rights == ["metamusesd:metamusesd 750", "metamusesd:metamusesd 2775", "root:metamusesd 640"]
     assert installed.show("LoadState") == "loaded" and installed.show("ActiveState") == "inactive"
     assert "ok" in installed.box.says("runuser", "-u", UNIT, "--", "metamusesd", "check")
+    for file in ("man/man1/metamusesd.1", "bash-completion/completions/metamusesd", "zsh/site-functions/_metamusesd"):
+        assert installed.box.path(f"/usr/local/share/{file}").stat().st_size > 1000
 
 
 def test_start_returns_when_it_is_ready(installed: Service, tell: Callable[[str], None]) -> None:
