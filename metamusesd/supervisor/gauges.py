@@ -181,13 +181,12 @@ def _configured_slots(sight: Sight) -> list[Sample]:
     return [(labels, slot.spec.worker.slots) for labels, slot, _ in sight.workers if slot.spec.worker is not None]
 
 
-def _by_tier(ready_only: bool) -> Callable[[Sight], list[Sample]]:
+def _by_tier(is_counted: Callable[[Slot], bool]) -> Callable[[Sight], list[Sample]]:
     def look(sight: Sight) -> list[Sample]:
         counts: dict[str, int] = {}
         for slot in sight.children.values():
             if slot.spec.worker is not None:
-                is_counted = slot.status is SlotStatus.READY or not ready_only
-                counts[slot.spec.worker.tier] = counts.get(slot.spec.worker.tier, 0) + is_counted
+                counts[slot.spec.worker.tier] = counts.get(slot.spec.worker.tier, 0) + is_counted(slot)
         return [(_labels(tier=tier), count) for tier, count in counts.items()]
 
     return look
@@ -266,8 +265,13 @@ COMPUTED = (
     _counter("child_exits_total", "Ends of our processes, by reason.", _exits, "child", "reason"),
     _gauge("process_resident_memory_bytes", "Resident memory of each process.", _resident, "process"),
     _counter("process_cpu_seconds_total", "Processor time that each process has used.", _cpu, "process"),
-    _gauge("workers", "Workers that the configuration asks for.", _by_tier(ready_only=False), "tier"),
-    _gauge("workers_ready", "Workers that can take jobs.", _by_tier(ready_only=True), "tier"),
+    _gauge("workers", "Workers that the configuration asks for.", _by_tier(lambda _slot: True), "tier"),
+    _gauge("workers_ready", "Workers that have their model loaded.",
+           _by_tier(lambda slot: slot.status is SlotStatus.READY), "tier"),
+    _gauge("workers_asleep", "Workers that were unloaded because nobody used them, and come back when wanted.",
+           _by_tier(lambda slot: slot.status is SlotStatus.ASLEEP), "tier"),
+    _gauge("workers_drained", "Workers that an operator has drained: they get no jobs.",
+           _by_tier(lambda slot: slot.held), "tier"),
     *(
         _gauge(name, help, look, "worker", "tier", "model")
         for name, help, look in (

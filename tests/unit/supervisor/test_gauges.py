@@ -181,6 +181,16 @@ def test_two_workers_of_one_name_are_one_series():
         assert status == "ready"
 
 
+def test_workers_that_sleep_or_are_drained_have_their_own_count():
+    """Asleep is not ready and no fault; drained is ready, and gets nothing."""
+    reporter = whole_family(3)
+    first, second, _ = (slot for slot in reporter.slots if slot.spec.kind is Kind.WORKER)
+    first.status, second.held = SlotStatus.ASLEEP, True
+    text = reporter.metrics()
+    for name, count in (("workers", 3), ("workers_ready", 2), ("workers_asleep", 1), ("workers_drained", 1)):
+        assert f'metamusesd_{name}{{tier="fast"}} {count}\n' in text
+
+
 def test_ends_are_counted_by_child_and_reason(tmp_path):
     """Every reason is there from the start, so that the first death is an increase."""
     reporter = whole_family()
