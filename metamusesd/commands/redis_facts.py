@@ -1,4 +1,4 @@
-"""Stage 0 · command line · the configured Redis, for `doctor`: whether it keeps what it is given, and how quick it is.
+"""Stage 0 · command line · the configured Redis, for `doctor` and `status`: whether it keeps jobs, how quick it is.
 
 Asks INFO, CONFIG GET and some PINGs, and who else serves the queue. A managed server may refuse CONFIG: that is a
 finding, and no error.
@@ -21,6 +21,7 @@ from metamusesd.queues.redis_queue import RedisQueue
 
 PINGS = 50
 TIMEOUT_S = 5.0
+MOST_DEAD = 1000
 SLOW_S = 0.005  # a job is four calls one after another
 OPTIONS = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
 
@@ -33,24 +34,25 @@ class RedisFacts:
     options: dict[str, str] = field(default_factory=dict)  # empty: it does not tell
     pings_s: tuple[float, ...] = ()
     hosts: tuple[Host, ...] = ()
+    dead: int = 0  # quarantined jobs, as far as MOST_DEAD
     trouble: str = ""
 
 
-def ask_redis(config: Config) -> RedisFacts:
-    """Blocks for TIMEOUT_S at most. Changes nothing."""
+def ask_redis(config: Config, timeout_s: float = TIMEOUT_S) -> RedisFacts:
+    """Blocks for `timeout_s` at most. Changes nothing."""
     try:
-        return asyncio.run(_ask(config))
+        return asyncio.run(_ask(config, timeout_s))
     except MetamusesdError as error:
         return RedisFacts(trouble=error.message)
     except TimeoutError:
-        return RedisFacts(trouble=f"no answer within {TIMEOUT_S:g} s")
+        return RedisFacts(trouble=f"no answer within {timeout_s:g} s")
 
 
-async def _ask(config: Config) -> RedisFacts:
-    queue = RedisQueue(config.redis_url, config.redis.prefix, limits_of(config), timeout_s=TIMEOUT_S)
-    door = RedisDoor(config.redis_url, queue.prefix, TIMEOUT_S)
+async def _ask(config: Config, timeout_s: float) -> RedisFacts:
+    queue = RedisQueue(config.redis_url, config.redis.prefix, limits_of(config), timeout_s=timeout_s)
+    door = RedisDoor(config.redis_url, queue.prefix, timeout_s)
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             text = (await door.ask("INFO", "everything")).decode("utf-8", "replace")
             options: dict[str, str] = {}
             for name in OPTIONS:
@@ -59,7 +61,8 @@ async def _ask(config: Config) -> RedisFacts:
                 except MetamusesdError:
                     break
                 options |= {name: reply[1].decode()} if len(reply) > 1 else {}
-            return RedisFacts(_info(text), options, await _pings(door), tuple(await queue.hosts()))
+            hosts, dead = tuple(await queue.hosts()), len(await queue.dead(MOST_DEAD))
+            return RedisFacts(_info(text), options, await _pings(door), hosts, dead)
     finally:
         door.close()
         await queue.close()
@@ -123,7 +126,9 @@ def _memory(config: Config, facts: RedisFacts) -> Iterator[Finding]:
     wanted = config.queue.max_bytes + config.cache.max_bytes * config.cache.enabled
     fact = f"version {facts.info.get('redis_version', '?')}, {policy}, {used // MIB} MiB used"
     if limit and used > limit * 0.9:
-        yield Finding("redis", "bad", f"{fact} of {limit // MIB}", "full: nothing new is accepted", "raise maxmemory")
+        yield Finding(
+            "redis", "bad", f"{fact} of {limit // MIB} MiB", "full: nothing new is accepted", "raise maxmemory"
+        )
     elif limit and limit < wanted:
         yield Finding(
             "redis", "warn", f"{fact}; maxmemory {limit // MIB} MiB is less than queue.max_bytes + cache.max_bytes",

@@ -6,23 +6,19 @@ Exit codes: 0 ready; 1 degraded: work is done, something wants a look; 75 not re
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from metamusesd import cli
-from metamusesd.commands import health, screen
+from metamusesd.commands import health, redis_facts, screen
 from metamusesd.commands.advice import CLASSES, Complaint, advise, health_of
 from metamusesd.config import Config
-from metamusesd.errors import MetamusesdError
 
 COLOURS = {"ready": "green", "degraded": "yellow", "not ready": "red", "failed": "red", "backoff": "red",
            "starting": "yellow"}  # fmt: skip
 EXIT_BY_HEALTH = {"ready": 0, "degraded": 1, "not ready": 75}
-QUARANTINE_S = 1.0  # how long the queue may take to say what is quarantined; then it is left out
-MOST_DEAD = 1000
+REDIS_S = 1.0  # how long Redis may take to say what is quarantined, and how it is; then that is left out
 
 Rates = Mapping[str, float]  # tokens/s by worker
 
@@ -39,7 +35,7 @@ def status(args: argparse.Namespace) -> int:
     """Print one frame; the exit code says how the daemon is."""
     config = cli.configuration(args)
     answer = health.status(config)
-    complaints = advise(answer, config, _quarantined(config, answer))
+    complaints = complaints_of(answer, config)
     if args.json:
         told = [
             {"grade": "bad" if each.bad else "warn", "text": each.text, "remedy": each.remedy} for each in complaints
@@ -50,20 +46,14 @@ def status(args: argparse.Namespace) -> int:
     return EXIT_BY_HEALTH[health_of(complaints)]
 
 
-def _quarantined(config: Config, answer: Mapping[str, Any]) -> int:
-    """How many jobs are; 0 when the queue cannot say that at once."""
-    if not answer.get("dispatcher", {}).get("redis_ok"):
-        return 0
-    with suppress(MetamusesdError, TimeoutError):
-        return asyncio.run(_count_dead(config))
-    return 0
-
-
-async def _count_dead(config: Config) -> int:
-    from metamusesd.client import Client
-
-    async with asyncio.timeout(QUARANTINE_S), Client.from_config(config) as client:
-        return len(await client.dead(MOST_DEAD))
+def complaints_of(answer: Mapping[str, Any], config: Config) -> list[Complaint]:
+    """What /status tells, and what its Redis tells: an idle dispatcher has not met a full memory yet."""
+    if not answer.get("dispatcher", {}).get("redis_ok") or answer.get("reasons"):
+        return advise(answer, config)
+    facts = redis_facts.ask_redis(config, REDIS_S)
+    found = [] if facts.trouble else redis_facts.of_redis(config, facts, "")
+    asked = [Complaint(f"redis: {each.fact}", each.remedy) for each in found if each.grade == "bad"]
+    return [*asked, *advise(answer, config, facts.dead)]
 
 
 def frame(answer: dict[str, Any], measured: Rates | None = None, complaints: Sequence[Complaint] = ()) -> list[object]:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from metamusesd.board import RedisTrouble
-from metamusesd.commands import advice
+from metamusesd.commands import advice, redis_facts
 from metamusesd.commands.advice import Complaint, advise, health_of
-from metamusesd.commands.status import EXIT_BY_HEALTH, frame
+from metamusesd.commands.redis_facts import RedisFacts
+from metamusesd.commands.status import EXIT_BY_HEALTH, complaints_of, frame
 from metamusesd.config import Config, Daemon
 
 CONFIG = Config(daemon=Daemon(state_dir="/srv/mm"))
@@ -128,6 +129,18 @@ def test_quarantine_and_drains_are_told() -> None:
     reason = "every worker is drained: `metamusesd undrain` gives them jobs again"
     (found,) = advise(answer(workers=crew[:1], reasons=[reason]), CONFIG)
     assert found.bad and "maintenance" in found.remedy
+
+
+def test_a_full_redis_is_told_though_the_idle_dispatcher_has_not_met_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status asks Redis itself, and only while the daemon has nothing worse to say."""
+    full = RedisFacts({"used_memory": "100", "maxmemory": "100"}, {"maxmemory-policy": "noeviction"}, dead=1)
+    monkeypatch.setattr(redis_facts, "ask_redis", lambda config, timeout_s: full)
+    texts = [complaint.text for complaint in complaints_of(answer(), CONFIG)]
+    assert texts[0].startswith("redis: ") and texts[1].startswith("1 job is quarantined")
+    (only,) = complaints_of(answer(reasons=["the daemon is starting"], state="starting"), CONFIG)
+    assert only.text == "the daemon is starting"
+    monkeypatch.setattr(redis_facts, "ask_redis", lambda config, timeout_s: RedisFacts(trouble="no answer"))
+    assert complaints_of(answer(), CONFIG) == []
 
 
 def test_complaints_are_on_the_screen_with_their_remedies() -> None:
