@@ -7,8 +7,8 @@ written.
     word 0                                                                        (64 bytes = one cache line)
     ┌─ header ─┬─ dispatcher: 3 lines ─┬─ queues: 6 lines ─┬─ vectors: 2 lines ─┬─ frames sent: a word a row ─┐
     ├─ metrics page ─┬─ rows … ─┐
-    row of a worker slot (5 lines)
-    ┌─ by the worker: 3 lines (sequence, WORKER_FIELDS) ─┬─ by the supervisor: 2 lines (sequence, SLOT_FIELDS) ─┐
+    row of a worker slot (6 lines)
+    ┌─ by the worker: 4 lines (sequence, WORKER_FIELDS) ─┬─ by the supervisor: 2 lines (sequence, SLOT_FIELDS) ─┐
 
 The board advises and never authorises: only a worker's reply admits a job. A reader that meets an odd or changed
 sequence tries again a bounded number of times and then calls the block stale (None). DANGER: this relies on stores
@@ -35,7 +35,7 @@ WORKER_FIELDS = (
     "state", "loaded_permille", "epoch", "slots", "reserve_slots", "slots_used", "preempted", "queued_prompt_tokens",
     "kv_cells", "kv_cells_used", "prefill_milli_rate", "decode_milli_rate", "steps", "last_step_ns", "step_ns",
     "generated_tokens", "prompt_tokens", "jobs", "rss_bytes", "frames_received", "prefix_hits", "prefix_queries",
-    "beat_ns",
+    "beat_ns", "vram_total_bytes", "vram_used_bytes",
 )  # fmt: skip
 SLOT_FIELDS = (
     "pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit",
@@ -140,7 +140,7 @@ class Board:
         if not 1 <= rows <= MAX_ROWS:
             raise ValueError(f"a board has 1 to {MAX_ROWS} rows, not {rows}")
         self.rows = rows
-        row_words, fixed = 5 * LINE, LINE + 3 * LINE + 6 * LINE + 2 * LINE
+        row_words, fixed = 6 * LINE, LINE + 3 * LINE + 6 * LINE + 2 * LINE
         total = fixed + MAX_ROWS + METRIC_WORDS + rows * row_words
         self._map = mmap.mmap(-1, total * WORD)
         words = memoryview(self._map).cast("Q")
@@ -150,8 +150,8 @@ class Board:
         self._frames_sent = words[fixed : fixed + MAX_ROWS]
         self.metric_words = words[fixed + MAX_ROWS : fixed + MAX_ROWS + METRIC_WORDS]
         starts = [total - (rows - row) * row_words for row in range(rows)]
-        self.workers = [Block(words[start : start + 3 * LINE], WORKER_FIELDS) for start in starts]
-        self.slots = [Block(words[start + 3 * LINE : start + 5 * LINE], SLOT_FIELDS) for start in starts]
+        self.workers = [Block(words[start : start + 4 * LINE], WORKER_FIELDS) for start in starts]
+        self.slots = [Block(words[start + 4 * LINE : start + 6 * LINE], SLOT_FIELDS) for start in starts]
 
     def add_frame_sent(self, row: int) -> None:
         """Dispatcher: one more frame went to this worker in its present epoch."""

@@ -27,6 +27,7 @@
     ├── EngineError
     │   ├── ModelNotFound        model_not_found       exit 78 of a worker: never retried
     │   ├── ModelLoadFailed      model_load_failed     exit 78 of a worker: never retried
+    │   ├── GpuFull              gpu_full              no room on the GPU, and nobody frees any
     │   ├── CanaryFailed         canary_failed         a new model is refused; the reload goes back
     │   ├── NoCapacity           no_capacity           no KV cells or slots now; the job goes back unburnt
     │   ├── EngineFailed         engine_failed         a decode failed; another try can help
@@ -285,6 +286,12 @@ class CanaryFailed(EngineError):
 
     code = "canary_failed"
     retryable = False
+
+
+class GpuFull(EngineError):
+    """The GPU has no room for the model."""
+
+    code = "gpu_full"
 
 
 class NoCapacity(EngineError):

@@ -275,6 +275,8 @@ def _load(fields: dict[str, int]) -> dict[str, Any]:
         "prefix_hits": known.get("prefix_hits", 0),
         "prefix_queries": known.get("prefix_queries", 0),
         "rss_bytes": known.get("rss_bytes", 0),
+        "vram_total_bytes": known.get("vram_total_bytes", 0),
+        "vram_used_bytes": known.get("vram_used_bytes", 0),
     }
 
 

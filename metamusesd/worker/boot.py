@@ -19,12 +19,14 @@ from metamusesd.config import Config
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth, WorkerSpec
 from metamusesd.engines.base import Engine, EngineSpec, Progress
 from metamusesd.engines.choice import make_engine
+from metamusesd.engines.llamacpp.footprint import gpu_bytes
 from metamusesd.errors import EngineError, MetamusesdError, ModelLoadFailed
 from metamusesd.log import Logger, get_logger
 from metamusesd.models import digest_of
 from metamusesd.wire import Hello
 from metamusesd.worker import canary
 from metamusesd.worker.row import Row
+from metamusesd.worker.vram import Gpus
 from metamusesd.worker.worker import Worker
 
 LOADING_BEAT_S = 0.2
@@ -33,10 +35,13 @@ LOADING_BEAT_S = 0.2
 def main(birth: Birth) -> int:
     """A worker's whole life; returns its exit code. Call it in the forked child, on its main thread."""
     log = get_logger(birth.name, pid=os.getpid())
-    row = Row(birth.board.workers[birth.row])
+    gpus = Gpus(birth.worker.gpus if birth.worker else (), log)
+    row = Row(birth.board.workers[birth.row], gpus)
     try:
         spec = engine_spec(birth)
         with _beating(row) as progress:
+            if gpus and spec.gpu_layers:
+                gpus.wait_for_room(gpu_bytes(spec), birth.config.daemon.boot_s / 2, log)
             engine = make_engine(spec, progress)
             _try_out(engine, birth, log)
     except MetamusesdError as error:

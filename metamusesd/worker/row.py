@@ -8,6 +8,7 @@ import time
 from metamusesd.board import Block, WorkerState, milli
 from metamusesd.engines.base import EngineStatistics
 from metamusesd.worker.pipe import Pipe
+from metamusesd.worker.vram import Gpus
 
 RSS_EVERY_NS = 1_000_000_000
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -16,8 +17,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Row:
     """Writes one worker block; the worker process is its only writer."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, gpus: Gpus | None = None) -> None:
         self.jobs = 0  # ended since the start
+        self._gpus = gpus
         self._block = block
         self._steps = 0
         self._rss_bytes = self._rss_ns = 0
@@ -76,4 +78,7 @@ class Row:
             self._rss_ns = now_ns
             with open("/proc/self/statm", "rb") as file:
                 self._rss_bytes = int(file.read().split()[1]) * _PAGE_BYTES
+            if self._gpus:
+                memory = self._gpus.memory()
+                self._block.write(vram_total_bytes=memory.total, vram_used_bytes=memory.used)
         return self._rss_bytes

@@ -6,12 +6,15 @@ only, or keep a state instead, take less than what is said here.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from metamusesd.engines.base import EngineSpec
-from metamusesd.gguf import Header
+from metamusesd.errors import MetamusesdError
+from metamusesd.gguf import Header, read_header
 
 HALF_BYTES = 2
+GPU_PROCESS_BYTES = 400 << 20  # CUDA context and compute buffers, about; not measured
 PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small model: what a worker has beside its KV
 
 
@@ -34,6 +37,21 @@ def cell_bytes(header: Header) -> int:
     usual = width // heads
     lengths = sum(_number(header.of_architecture(f"attention.{part}_length")) or usual for part in ("key", "value"))
     return sum(per_layer) * lengths * HALF_BYTES
+
+
+def gpu_bytes(spec: EngineSpec) -> int:
+    """What a GPU must have free before the load: the weights of its layers, their KV cache, and the libraries' own. 0:
+    nobody knows, because the file is no GGUF."""
+    path = Path(spec.model_path)
+    try:
+        header = read_header(path)
+    except MetamusesdError:
+        return 0
+    layers = _number(header.of_architecture("block_count")) or 1
+    share = min(1.0, spec.gpu_layers / layers)
+    trained = _number(header.of_architecture("context_length"))
+    context = min(spec.context, trained) if trained else spec.context
+    return int(share * (path.stat().st_size + cell_count(spec, context) * cell_bytes(header))) + GPU_PROCESS_BYTES
 
 
 def _number(value: Any) -> int:

@@ -1,0 +1,103 @@
+"""Stage 8 · worker · the memory of its GPUs, asked of the driver (NVML): room before a load, figures for the board.
+
+A worker that was just killed may hold its memory for seconds longer: the driver frees it when the process is gone for
+good. So a load waits until there is room. Without the library (`pip install 'metamusesd[gpu]'`), or without a driver,
+nothing is known and nothing is asked: the load itself then finds out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metamusesd.errors import GpuFull
+from metamusesd.log import Logger
+
+MIB = 1 << 20
+POLL_S = 0.25
+STEADY_S = 5.0  # nobody has freed anything for so long: somebody else's memory it is
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one GPU, or of some together, in bytes."""
+
+    total: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        """Now, whoever uses the rest."""
+        return self.total - self.used
+
+
+class Gpus:
+    """Those of one worker. `names`: indices (PCI bus order) or UUIDs, as in tiers.*.gpus."""
+
+    def __init__(self, names: Sequence[str], log: Logger) -> None:
+        self.names = tuple(names)
+        self._nvml, self._handles = _open(self.names, log)
+
+    def __bool__(self) -> bool:
+        return bool(self._handles)
+
+    def memory(self) -> Memory:
+        """Of all together; zeros when nothing is known."""
+        try:
+            infos = [self._nvml.nvmlDeviceGetMemoryInfo(handle) for handle in self._handles]
+        except Exception:  # NVMLError: the driver is being replaced, the GPU fell off the bus
+            return Memory(0, 0)
+        return Memory(sum(int(info.total) for info in infos), sum(int(info.used) for info in infos))
+
+    def wait_for_room(
+        self, needed: int, patience_s: float, log: Logger,
+        now_s: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        """Return when so many bytes are free. Raises GpuFull when nobody frees them: at once if the GPUs are too small,
+        else when nothing has changed for STEADY_S, or `patience_s` is over."""
+        where, best = f"GPU {' '.join(self.names)}", -1
+        began_s = changed_s = now_s()
+        while self:
+            memory = self.memory()
+            if not memory.total or memory.free >= needed:
+                return
+            if needed > memory.total:
+                raise GpuFull(f"{where}: {_mib(needed)} are needed, and it has {_mib(memory.total)} in all")
+            if best < 0:
+                log.info("waiting for the GPU's memory", gpus=where, needed=_mib(needed), free=_mib(memory.free))
+            if memory.free > best:
+                best, changed_s = memory.free, now_s()
+            if now_s() - changed_s > STEADY_S or now_s() - began_s > patience_s:
+                raise GpuFull(
+                    f"{where}: {_mib(needed)} are needed, {_mib(memory.free)} are free: end what else uses it"
+                )
+            sleep(POLL_S)
+
+
+def _mib(count: int) -> str:
+    return f"{count // MIB} MiB"
+
+
+def _open(names: Sequence[str], log: Logger) -> tuple[Any, list[Any]]:
+    """(the library, a handle a GPU); no handles when something is missing."""
+    if not names:
+        return None, []
+    try:
+        import pynvml
+    except ImportError:
+        log.warning("the GPUs' memory is not watched: install metamusesd[gpu]", gpus=" ".join(names))
+        return None, []
+    try:
+        pynvml.nvmlInit()
+        return pynvml, [_handle(pynvml, name) for name in names]
+    except Exception as error:  # NVMLError: no driver, no such GPU
+        log.warning("the GPUs' memory cannot be read", gpus=" ".join(names), problem=str(error))
+        return None, []
+
+
+def _handle(nvml: Any, name: str) -> Any:
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    return nvml.nvmlDeviceGetHandleByUUID(name)
