@@ -22,15 +22,16 @@ class Herald:
         self._notifier, self._reporter, self.patience_s = notifier, reporter, patience_s
         self._told_s = 0.0
 
-    def tell(self, starting: bool, ready: bool, replacing: bool) -> None:
-        """Call it at every turn of the loop."""
+    def tell(self, ready: bool, busy: bool, replacing: bool) -> None:
+        """Call it at every turn of the loop. `busy`: a start, a reload or an end is under way, which takes its time
+        within limits of ours; `replacing`: the dispatcher."""
         now_s = time.monotonic()
         if now_s - self._told_s < TELL_S:
             return
         self._told_s = now_s
         if ready:
             self._notifier.ready()
-        elif starting:
+        if busy:
             self._notifier.extend(EXTEND_S)
         self._notifier.status(self._reporter.summary())
         age_s = self._reporter.beat_age_s()

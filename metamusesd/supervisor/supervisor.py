@@ -255,9 +255,9 @@ class Supervisor:
             self._ended = True
 
     def _tell(self) -> None:
-        starting = self._phase in (Phase.STARTING, Phase.RUNNING)
         ready = self._phase is Phase.RUNNING and not self._reporter.reasons()
-        self._herald.tell(starting, ready, self._nursery.dispatcher.status is not SlotStatus.READY)
+        busy = not ready or self._reload.active
+        self._herald.tell(ready, busy, self._nursery.dispatcher.status is not SlotStatus.READY)
         tick()
 
     # what the turns do

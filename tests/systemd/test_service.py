@@ -178,6 +178,23 @@ def test_stop_drains(service: Service, tell: Callable[[str], None]) -> None:
     assert service.attempts(long) == [("done", 0)] * 20
 
 
+def test_what_takes_long_has_its_time(service: Service) -> None:
+    """Start, reload and drain outlast the unit's timeouts, because the supervisor lives and says that it goes on."""
+    service.drop_in("TimeoutStartSec=2\nTimeoutStopSec=2")
+    service.systemctl("restart")
+    service.wait_ready()
+    begun_s = time.monotonic()
+    service.configure(more="[models.other]\nfile = 'SmolLM2-135M-Instruct.Q4_1.gguf'\ncontext = 2048", model="other")
+    service.systemctl("reload")
+    assert time.monotonic() - begun_s > 2
+    service.submit(20, tokens=400)
+    service.wait_running(8)
+    begun_s = time.monotonic()
+    service.systemctl("stop")
+    assert time.monotonic() - begun_s > 2
+    assert (service.show("ExecMainStatus"), service.show("Result")) == ("0", "success")
+
+
 def test_a_broken_configuration_is_not_tried_again(service: Service) -> None:
     """Exit 78 once, with the mistake in the journal; repaired, it starts."""
     service.systemctl("stop")
