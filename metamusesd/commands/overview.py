@@ -126,7 +126,7 @@ def _jobs(shown: Iterable[LiveJob], now_ms: int) -> object:
         for job in shown
     ]  # fmt: skip
     headings = ("id", "state", "class", "tenant", "tier", ">age", ">running", "host", ">attempt", ">crashes")
-    return screen.table(headings, rows)
+    return screen.table(headings, rows, spare=(">crashes", ">attempt", "host", "tenant"))
 
 
 def _counts(depth: Depth) -> dict[str, int]:

@@ -12,6 +12,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
+
+WIDE = 200  # columns, where standard output is no terminal
+GAP = 2  # between two columns
 
 Report = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
@@ -45,19 +49,46 @@ def _plain_report() -> Report:
     return report
 
 
-def table(headings: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
-    """A plain table; columns of numbers are set flush right."""
+def table(
+    headings: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None, spare: Sequence[str] = ()
+) -> Table:
+    """A plain table; columns of numbers are set flush right. `spare`: the columns that a narrow terminal goes without,
+    the first ones first."""
+    names, cells = list(headings), [[str(cell) for cell in row] for row in rows]
+    left_out = _too_many(names, cells, spare)
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for heading in headings:
-        drawn.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+    for heading in names:
+        if heading not in left_out:
+            justify = "right" if heading.startswith(">") else "left"
+            drawn.add_column(heading.lstrip(">"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in cells:
+        drawn.add_row(*(cell for heading, cell in zip(names, row, strict=True) if heading not in left_out))
     return drawn
+
+
+def _too_many(headings: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> set[str]:
+    """Which columns of `spare` must go, so that the others are whole."""
+    columns = zip(headings, *rows, strict=True) if rows else ([heading] for heading in headings)
+    widths = {
+        column[0]: max(Text.from_markup(cell.removeprefix(">")).cell_len for cell in column) + GAP for column in columns
+    }
+    left_out: set[str] = set()
+    for heading in spare:
+        if sum(widths.values()) <= _width() + GAP:
+            break
+        widths.pop(heading)
+        left_out.add(heading)
+    return left_out
+
+
+def _width() -> int:
+    """Of the terminal; wide enough for every column where the output is none."""
+    return Console().width if sys.stdout.isatty() else WIDE
 
 
 def show(*things: object) -> None:
     """Print tables and texts; wide enough for every column where the output is no terminal."""
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDE)
     for thing in things:
         console.print(thing)
 

@@ -19,6 +19,7 @@ COLOURS = {"ready": "green", "degraded": "yellow", "not ready": "red", "failed":
            "starting": "yellow"}  # fmt: skip
 EXIT_BY_HEALTH = {"ready": 0, "degraded": 1, "not ready": 75}
 REDIS_S = 1.0  # how long Redis may take to say what is quarantined, and how it is; then that is left out
+SPARE = ("slots", ">pid", ">generated", ">prefill/s", "cores", ">RSS", ">KV")  # a narrow terminal goes without
 
 Rates = Mapping[str, float]  # tokens/s by worker
 
@@ -94,7 +95,7 @@ def _headline(answer: dict[str, Any], complaints: Sequence[Complaint]) -> str:
 def _workers(workers: list[dict[str, Any]], measured: Rates | None) -> object:
     headings = ("worker", "status", ">pid", "model", "cores", "slots", ">used", ">tokens/s", ">prefill/s", ">KV",
                 ">RSS", ">generated", ">restarts")  # fmt: skip
-    return screen.table(headings, [_worker_row(worker, measured) for worker in workers])
+    return screen.table(headings, [_worker_row(worker, measured) for worker in workers], spare=SPARE)
 
 
 def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:
