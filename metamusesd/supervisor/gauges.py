@@ -171,6 +171,10 @@ def _kv_usage(sight: Sight) -> list[Sample]:
     ]  # fmt: skip
 
 
+def _on_gpu(field: str) -> Callable[[Sight], list[Sample]]:
+    return lambda sight: [(labels, row[field]) for labels, _, row in sight.workers if row["vram_total_bytes"]]
+
+
 def _worker_beat(sight: Sight) -> list[Sample]:
     return [
         (labels, max(0.0, (sight.now_ns - row["beat_ns"]) / NS)) for labels, _, row in sight.workers if row["beat_ns"]
@@ -286,6 +290,8 @@ COMPUTED = (
             ("worker_step_seconds", "How long its last step took.", _by_worker("step_ns", 1e-9)),
             ("worker_beat_age_seconds", "Since its heartbeat or step.", _worker_beat),
             ("worker_loaded_ratio", "Part of its model that is loaded, 0 to 1.", _by_worker("loaded_permille", 1e-3)),
+            ("worker_vram_bytes", "Memory of its GPUs.", _on_gpu("vram_total_bytes")),
+            ("worker_vram_used_bytes", "What is used of it, by anybody.", _on_gpu("vram_used_bytes")),
             ("worker_private_bytes", "Resident memory that it shares with nobody; 0: not measured yet.",
              lambda s: [(labels, slot.private_bytes) for labels, slot, _ in s.workers]),
         )

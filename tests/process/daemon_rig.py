@@ -68,15 +68,19 @@ class Daemon:
     def command(self) -> list[str]:
         return [sys.executable, "-m", "metamusesd", "run", "--config", str(self.config)]
 
+    def get(self, path: str) -> str:
+        """What a path of the health socket says. OSError: there is none."""
+        with socket.socket(socket.AF_UNIX) as plug:
+            plug.settimeout(5)
+            plug.connect(str(self.folder / "s/run/health.sock"))
+            plug.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            data = b"".join(iter(lambda: plug.recv(65536), b""))
+        return data.partition(b"\r\n\r\n")[2].decode()
+
     def status(self) -> dict[str, Any]:
         """/status of the health socket; empty while there is none."""
         try:
-            with socket.socket(socket.AF_UNIX) as plug:
-                plug.settimeout(5)
-                plug.connect(str(self.folder / "s/run/health.sock"))
-                plug.sendall(b"GET /status HTTP/1.0\r\n\r\n")
-                data = b"".join(iter(lambda: plug.recv(65536), b""))
-            return dict(json.loads(data.partition(b"\r\n\r\n")[2]))
+            return dict(json.loads(self.get("/status")))
         except (OSError, ValueError):
             return {}
 

@@ -39,6 +39,7 @@ def whole_family(workers: int = 2) -> Reporter:
         block.write(
             state=WorkerState.DECODE, slots=8, slots_used=3, kv_cells=1000, kv_cells_used=250, decode_milli_rate=72_500,
             beat_ns=now_ns, step_ns=20_000_000, rss_bytes=1 << 28, generated_tokens=99,
+            vram_total_bytes=1 << 33, vram_used_bytes=1 << 32,
         )  # fmt: skip
     board.dispatcher.write(beat_ns=now_ns, redis_ok=1, running=4, redis_since_ns=now_ns, queues_ns=now_ns)
     board.queues.write(**{"ingress.high": 2, "fast.low": 7, "fast.oldest_ms": 1500})
@@ -158,7 +159,8 @@ def test_what_nobody_knows_is_left_out():
     slots = [Slot(spec) for spec in child_specs([], Entries(), redis=False, vectors=False)]
     reporter = Reporter(load(environ={}), board, slots, time.monotonic())
     found = {family.name: family.samples for family in text_string_to_metric_families(reporter.metrics())}
-    for name in ("dispatcher_beat_age_seconds", "queues_age_seconds", "vectors_entries", "worker_beat_age_seconds"):
+    for name in ("dispatcher_beat_age_seconds", "queues_age_seconds", "vectors_entries", "worker_beat_age_seconds",
+                 "worker_vram_bytes"):  # fmt: skip
         assert found[PREFIX + name] == []
     assert found[PREFIX + "dispatcher_stale"][0].value == 1
     assert found[PREFIX + "redis_up"][0].value == 0
