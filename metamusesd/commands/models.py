@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from metamusesd import cli, hub
 from metamusesd.config import Config
+from metamusesd.engines.base import EngineSpec
+from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, cell_bytes, cell_count
 from metamusesd.errors import EmbedderFailed, InvalidRequest
+from metamusesd.gguf import Header, read_header
 from metamusesd.models import CATALOGUE, DEFAULTS, Piece, digest_of, hash_file, remember
 
 DERIVED = ("auto", "Q8_0", "Q4_0", "none")
@@ -18,6 +24,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, action, text in (
         ("fetch", fetch_models, "bring the demo models, or any GGUF from the Hugging Face hub"),
+        ("add", add_model, "put a GGUF file of yours into the models directory"),
+        ("remove", remove_model, "delete a model file that no tier uses"),
         ("list", list_models, "what is there"),
         ("verify", verify_models, "hash the files again and compare with what is pinned or remembered"),
         ("inspect", inspect_model, "what a GGUF file says of itself"),
@@ -25,7 +33,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         command = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(action=action)
         command.add_argument("--dir", help="the models directory; default: the configured one")
-    fetch, inspect = actions.choices["fetch"], actions.choices["inspect"]
+    fetch, add, inspect = actions.choices["fetch"], actions.choices["add"], actions.choices["inspect"]
+    add.add_argument("file", help="the GGUF file")
+    add.add_argument("--replace", action="store_true", help="also if another file of that name is there")
+    actions.choices["remove"].add_argument("file", help="its name inside the models directory")
+    inspect.add_argument("--slots", type=int, default=8, help="for the memory that it needs (default: 8)")
     known = ", ".join(CATALOGUE)
     fetch.add_argument(
         "names",
@@ -104,6 +116,64 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts))
 
 
+def add_model(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """Copy it, hash it, and say what to write into the configuration."""
+    source, target = Path(args.file), directory / Path(args.file).name
+    header = read_header(source)
+    digest = hash_file(source)
+    if target.is_file() and hash_file(target) != digest and not args.replace:
+        raise InvalidRequest("file", f"{target} is another file", "rename yours, or say --replace")
+    if not target.is_file() or hash_file(target) != digest:
+        directory.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(target)  # whoever has the old one mapped keeps it
+    remember(target, digest)
+    trained = header.of_architecture("context_length")
+    context = min(4096, trained) if isinstance(trained, int) else 4096
+    print(f"{_line(target)}\n\nto use it, write into the configuration, then run `metamusesd reload`:\n")
+    print(f'[models.{_key(target)}]\nfile = "{target.name}"\ndigest = "{digest}"\ncontext = {context}')
+    return 0
+
+
+def _key(path: Path) -> str:
+    """A name for [models] out of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "model"
+
+
+def remove_model(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """Refused while the configuration of a tier names it."""
+    path = directory / args.file
+    if not path.is_file():
+        raise InvalidRequest("file", f"{path} is not there", "see `metamusesd models list`")
+    names = {name for name, model in config.models.items() if model.file and config.model_path(model) == path}
+    tiers = [tier for tier, each in config.enabled_tiers().items() if names.intersection(each.models)]
+    if tiers:
+        raise InvalidRequest(
+            "file", f"tiers.{tiers[0]} uses it", "give that tier another model, reload, then remove it"
+        )
+    path.unlink()
+    print(f"removed {path}" + (f"; [models.{min(names)}] still names it" if names else ""))
+    return 0
+
+
+def _template_digest(header: Header) -> str:
+    template = header.entries.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        return "none in the file: ChatML is used"
+    return f"sha256:{hashlib.sha256(template.encode()).hexdigest()}"
+
+
+def _memory(header: Header, path: Path, slots: int) -> str:
+    """`98 MB of weights, shared by its workers + 251 MB a worker (11136 KV cells x 22.5 KiB, 8 slots)`."""
+    trained = header.of_architecture("context_length")
+    context = min(4096, trained) if isinstance(trained, int) else 4096
+    cells, each = cell_count(EngineSpec("llamacpp", "", slots=slots), context), cell_bytes(header)
+    kv = f"{cells} KV cells x {each / 1024:.1f} KiB, {slots} slots, context {context}"
+    weights = f"{path.stat().st_size / 1e6:.0f} MB of weights, shared by its workers"
+    return f"{weights} + {(cells * each + PROCESS_BYTES) / 1e6:.0f} MB a worker ({kv})"
+
+
 def list_models(args: argparse.Namespace, config: Config, directory: Path) -> int:
     """Every model file, its digest, and which configured models use it."""
     used: dict[Path, list[str]] = {}
@@ -140,14 +210,13 @@ def verify_models(args: argparse.Namespace, config: Config, directory: Path) -> 
 
 def inspect_model(args: argparse.Namespace, config: Config, directory: Path) -> int:
     """The figures that the configuration needs, then every entry of the header."""
-    from metamusesd.gguf import read_header
-
     path = Path(args.file) if Path(args.file).exists() else directory / args.file
     header = read_header(path)
     print(f"file          {path}\ndigest        {digest_of(path)}\nsize          {path.stat().st_size / 1e6:.1f} MB")
     print(f"architecture  {header.architecture}\nquantization  {header.quantization}")
     print(f"parameters    {header.parameters / 1e6:.1f} M in {header.tensors} tensors")
-    print(f"context       {header.of_architecture('context_length')} tokens\n")
+    print(f"context       {header.of_architecture('context_length')} tokens")
+    print(f"template      {_template_digest(header)}\nmemory        {_memory(header, path, args.slots)}\n")
     for key, value in header.entries.items():
         text = " ".join(str(value).split())
         print(f"{key} = {text if len(text) <= 100 else text[:97] + '…'}")

@@ -22,6 +22,9 @@ from metamusesd.queues.memory import MemoryQueue
 HEAVY = ("asyncio", "msgspec", "redis", "hiredis", "uvloop", "rich", "llama_cpp", "numpy", "jinja2", "huggingface_hub")
 
 
+ROOT = Path(__file__).parent.parent.parent
+
+
 def run(*args: str, given: bytes = b"", **environ: str) -> subprocess.CompletedProcess[str]:
     """`metamusesd ARGS` with nothing of this machine's configuration."""
     clean = {
@@ -222,6 +225,35 @@ def test_models_list_and_verify_need_no_daemon(tmp_path: Path) -> None:
     (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"not that model")
     done = run("models", "verify", "--dir", str(tmp_path))
     assert done.returncode == 1 and "it should be sha256:b179" in done.stderr
+
+
+def test_a_model_of_ones_own_comes_and_goes(tmp_path: Path) -> None:
+    """Added with its digest and what to write; the same again is fine, another file of that name is not; a tier's model
+    stays, and what is no GGUF is refused."""
+    real = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    mine = tmp_path / "My Model.gguf"
+    mine.symlink_to(real)
+    there = tmp_path / "models"
+    for _ in range(2):
+        done = run("models", "add", str(mine), "--dir", str(there))
+        assert done.returncode == 0 and "[models.my-model]" in done.stdout and "sha256:b179" in done.stdout
+    (tmp_path / "bad.gguf").write_bytes(b"nothing")
+    assert run("models", "add", str(tmp_path / "bad.gguf"), "--dir", str(there)).returncode == 65
+    used = ("--set", "models.smollm2.file='My Model.gguf'")
+    done = run("models", "remove", "My Model.gguf", "--dir", str(there), *used)
+    assert done.returncode == 65 and "tiers.fast uses it" in done.stderr and (there / mine.name).is_file()
+    assert run("models", "remove", "My Model.gguf", "--dir", str(there)).returncode == 0
+    assert not (there / mine.name).exists()
+    done = run("models", "remove", "My Model.gguf", "--dir", str(there))
+    assert done.returncode == 65 and "is not there" in done.stderr
+
+
+def test_inspect_says_what_a_model_takes() -> None:
+    """Weights once, cells by slots; the template's digest, which is part of the caches' identity."""
+    few, many = (run("models", "inspect", str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"), "--slots", n)
+                 for n in ("1", "32"))  # fmt: skip
+    assert "98 MB of weights" in few.stdout and "template      sha256:" in few.stdout
+    assert "1 slots" in few.stdout and "32 slots" in many.stdout and few.stdout != many.stdout
 
 
 def test_unknown_model_name_lists_the_known() -> None:
