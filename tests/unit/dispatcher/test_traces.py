@@ -83,7 +83,7 @@ async def test_a_job_is_one_trace_under_its_producers_span(stage: Stage, recorde
     times = [(found[name].start_ns, found[name].end_ns) for name in (*parts[:4], *phases, "settle")]
     assert all(start <= end for start, end in times)
     assert all(one[1] <= next[0] + 2_000_000 for one, next in itertools.pairwise(times)), times  # ms clocks
-    assert whole.start_ns <= found["route"].start_ns and found["settle"].end_ns <= whole.end_ns
+    assert whole.start_ns <= found["route"].start_ns + 2_000_000 and found["settle"].end_ns <= whole.end_ns + 2_000_000
     assert found["prefill"].end_ns - found["prefill"].start_ns <= 5_000_000
     assert whole.facts == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "metamusesd", "gen_ai.request.max_tokens": 7,
