@@ -15,6 +15,7 @@ from metamusesd.config import Config
 CLASSES = ("critical", "high", "normal", "low")
 LOG = "its line `child died` in the log"
 LATELY_S = 300.0  # a worker that was replaced within so long is still worth a word
+SERVING = ("ready", "asleep")  # one that sleeps comes back for the first job
 STOPPING = ("draining", "stopping", "stopped")
 TROUBLES = {  # by the kind of trouble of Redis
     "unreachable": "start that Redis or mend the network to it; nothing else is needed: models stay loaded, jobs wait",
@@ -93,7 +94,7 @@ def _drains(answer: Mapping[str, Any]) -> Iterator[Complaint]:
 def _tiers(answer: Mapping[str, Any], config: Config) -> Iterator[Complaint]:
     """Tiers that nobody serves, while others are served."""
     workers = answer.get("workers", [])
-    serving = {worker.get("tier") for worker in workers if worker.get("status") == "ready"}
+    serving = {worker.get("tier") for worker in workers if worker.get("status") in SERVING}
     for tier in dict.fromkeys(worker.get("tier", "?") for worker in workers):
         if serving and tier not in serving:
             load = [f"{worker.get('loaded', 0):.0%}" for worker in workers if _loads(worker, tier)]

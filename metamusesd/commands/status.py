@@ -74,7 +74,7 @@ def _headline(answer: dict[str, Any], complaints: Sequence[Complaint]) -> str:
     if state in ("ready", "degraded"):
         state = health_of(complaints)
     workers = answer.get("workers", [])
-    ready = sum(worker.get("status") == "ready" for worker in workers)
+    ready, asleep = (sum(worker.get("status") == status for worker in workers) for status in ("ready", "asleep"))
     trouble = dispatcher.get("redis_trouble", "none")
     reach = f"[red]redis {'down' if trouble == 'none' else trouble.replace('_', ' ')}[/]"
     if dispatcher.get("redis_ok") and trouble == "none":
@@ -83,7 +83,7 @@ def _headline(answer: dict[str, Any], complaints: Sequence[Complaint]) -> str:
     parts = [
         f"metamusesd {answer.get('version', '')} {coloured(state)}",
         f"up {duration(answer.get('uptime_s', 0))}",
-        f"{ready}/{len(workers)} workers",
+        f"{ready}/{len(workers)} workers{f' ({asleep} asleep)' if asleep else ''}",
         f"{dispatcher.get('running', 0)} running, {dispatcher.get('settled', 0)} settled",
         f"{reach} ({screen.plain(place)})",
     ]

@@ -88,6 +88,9 @@ def test_a_tier_that_nobody_serves_is_named_while_others_serve() -> None:
     (found,) = advise(answer(workers=[worker("fast-0"), heavy]), CONFIG)
     assert found.text == "tier heavy has no worker" and "40%" in found.remedy
     assert advise(answer(workers=[heavy]), CONFIG) == []
+    asleep = worker("heavy-0", status="asleep", restarts=1)
+    assert advise(answer(workers=[worker("fast-0"), asleep]), CONFIG) == []  # it comes back for the first job
+    assert "1/2 workers (1 asleep)" in str(frame(answer(workers=[worker("fast-0"), asleep]))[0])
 
 
 def test_a_worker_that_was_replaced_lately_is_worth_a_word() -> None:
