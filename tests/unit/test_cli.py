@@ -102,7 +102,7 @@ def test_every_error_has_an_exit_code() -> None:
         "engine_error",
         "operator_error",
     }
-    inner = {"no_capacity", "engine_failed", "wire_error"}
+    inner = {"no_capacity", "engine_failed", "wire_error", "canary_failed", "gpu_full"}
     assert tree(MetamusesdError) - bases - inner <= set(cli.EXIT_CODES)
 
 
