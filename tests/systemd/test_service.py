@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from metamusesd.config import DEMO_MODEL
 from metamusesd.control import EXIT_BAD_CONFIG
+from tests.systemd import page
 from tests.systemd.box import until
-from tests.systemd.service import CONFIG, READY_S, STATE, UNIT, WORKERS, Service
+from tests.systemd.service import CONFIG, READY_S, START, STATE, UNIT, WORKERS, Service
 
 CHILDREN = {"redis", "dispatcher", "vectors", *(f"fast-{number}" for number in range(WORKERS))}
 BAD_CONFIG = "[demon]\ndrain_s = 3"
+PROVED = {"Install", "Back up", "Restore", "Uninstall"}  # sections of the page with a test of their own
 HANG_S = 40.0  # for whatever hangs to be found and replaced
 
 
@@ -24,15 +27,16 @@ def test_install_says_what_to_do_next(installed: Service) -> None:
     rights = installed.box.says("stat", "--format=%U:%G %a", STATE, f"{STATE}/models", CONFIG).splitlines()
     assert rights == ["metamusesd:metamusesd 750", "metamusesd:metamusesd 2775", "root:metamusesd 640"]
     assert installed.show("LoadState") == "loaded" and installed.show("ActiveState") == "inactive"
-    assert "ok" in installed.box.says("runuser", "-u", UNIT, "--", "metamusesd", "check")
+    assert "ok  models.smollm2" in installed.first_words  # metamusesd check
+    assert installed.box.says("stat", "--format=%U", f"{STATE}/models/{DEMO_MODEL}") == UNIT
     for file in ("man/man1/metamusesd.1", "bash-completion/completions/metamusesd", "zsh/site-functions/_metamusesd"):
         assert installed.box.path(f"/usr/local/share/{file}").stat().st_size > 1000
 
 
 def test_start_returns_when_it_is_ready(installed: Service, tell: Callable[[str], None]) -> None:
-    """`systemctl start` waits for READY=1: the next job is taken at once, and the status line says how it is."""
+    """`systemctl enable --now` waits for READY=1: the next job is taken at once, and the status line says how it is."""
     begun_s = time.monotonic()
-    installed.systemctl("start")
+    installed.follow(START)
     tell(f"start to ready: {time.monotonic() - begun_s:.1f} s")
     assert installed.box.ask_health("/readyz")[0] == 200
     assert installed.show("StatusText").startswith("ready: ")
@@ -184,7 +188,8 @@ def test_what_takes_long_has_its_time(service: Service) -> None:
     service.systemctl("restart")
     service.wait_ready()
     begun_s = time.monotonic()
-    service.configure(more="[models.other]\nfile = 'SmolLM2-135M-Instruct.Q4_1.gguf'\ncontext = 2048", model="other")
+    other = f"[models.other]\nfile = '{DEMO_MODEL}'\ncontext = 2048"
+    service.configure(model="other", more=other)
     service.systemctl("reload")
     assert time.monotonic() - begun_s > 2
     service.submit(20, tokens=400)
@@ -254,7 +259,7 @@ def test_secrets_come_as_credentials(service: Service) -> None:
 def test_an_upgrade_waits_for_the_restart(service: Service) -> None:
     """Installed again: the configuration is kept, the running daemon keeps its files, the next start has new ones."""
     before, ours = service.main_pid(), service.box.path(CONFIG).read_text()
-    said = service.make_install()
+    said = service.follow("make install")
     assert "systemctl restart metamusesd" in said and service.box.path(CONFIG).read_text() == ours
     old = _environment_of(service, before)
     new = service.box.says("readlink", "/opt/metamusesd/current")
@@ -266,15 +271,36 @@ def test_an_upgrade_waits_for_the_restart(service: Service) -> None:
     assert set(service.box.says("ls", "/opt/metamusesd").split()) == {old, new, "current", "share"}
 
 
+def test_a_backup_brings_jobs_back(service: Service) -> None:
+    """As docs/operations.md says: jobs that waited at the backup are done after the restore, whatever came between."""
+    service.box.run("metamusesd", "drain")
+    ids = service.submit(3, tokens=5)
+    service.follow(page.commands()["Back up"])
+    assert [result.state for result in service.results(ids)] == ["done"] * 3
+    service.box.run("rm", "--recursive", f"{STATE}/redis", CONFIG)
+    service.follow(page.commands()["Restore"])
+    service.wait_ready()
+    assert [result.state for result in service.results(ids)] == ["done"] * 3
+
+
+def test_every_other_block_of_the_page_works(service: Service) -> None:
+    """First job, configure, reload, drain, upgrade: each block as it stands, with a daemon that is ready before it."""
+    others = {name: block for name, block in page.commands().items() if name not in PROVED}
+    assert set(others) == {"First job", "Configure", "Reload", "Drain", "Upgrade"}
+    for block in others.values():
+        service.wait_ready()
+        service.follow(block)
+
+
 def test_uninstall_leaves_state_and_nothing_else(service: Service) -> None:
     """No process, no file of ours but configuration and state; PURGE=1 takes those, and the user."""
-    said = service.box.run("make", "-C", "/src", "uninstall").stdout
+    said = service.follow(page.commands()["Uninstall"])
     assert "make uninstall PURGE=1" in said
     assert service.processes() == []
     assert service.show("LoadState") == "not-found"
     left = service.box.says("find", "/etc", "/opt", "/usr/local", "/var/lib", "-name", "*metamuses*").splitlines()
     assert sorted(left) == ["/etc/metamusesd", CONFIG, "/etc/systemd/system/metamusesd.service.d", STATE]
-    service.box.run("make", "-C", "/src", "uninstall", "PURGE=1")
+    service.follow("make uninstall PURGE=1")
     assert service.box.says("find", "/etc", "/opt", "/usr/local", "/var/lib", "-name", "*metamuses*") == ""
     assert service.box.run("id", UNIT, check=False).returncode != 0
 
