@@ -26,13 +26,15 @@ from metamusesd.supervisor.spec import Kind
 NS = 1_000_000_000
 STALE_S = 5.0
 PHASES = ("starting", "running", "draining", "stopping", "closing")
+RELOADS = ("done", "rolled_back", "refused")
 SUPERVISOR = "supervisor"
 Sample = tuple[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the reporter knows. `exits`: how often each child ended, by reason; `cpu_s`: of a watched child."""
+    """What the reporter knows. `exits`: how often each child ended, by reason; `reloads`: by outcome; `cpu_s`: of a
+    watched child."""
 
     config: Config
     slots: Sequence[Slot]
@@ -41,6 +43,7 @@ class Facts:
     ready: bool
     degraded: bool
     exits: Mapping[tuple[str, str], int]
+    reloads: Mapping[str, int]
     cpu_s: Callable[[Slot], float]
 
 
@@ -109,6 +112,10 @@ def _build(_sight: Sight) -> list[Sample]:
 
 def _phase(sight: Sight) -> list[Sample]:
     return [(_labels(phase=phase), phase == sight.facts.phase) for phase in PHASES]
+
+
+def _reloads(sight: Sight) -> list[Sample]:
+    return [(_labels(outcome=outcome), sight.facts.reloads.get(outcome, 0)) for outcome in RELOADS]
 
 
 def _disk(free: bool) -> Callable[[Sight], list[Sample]]:
@@ -261,6 +268,8 @@ COMPUTED = (
     _gauge("degraded", "1: work is done, and something is off; /status says what.",
            lambda s: [("", s.facts.degraded)]),
     _gauge("phase", "1: the daemon is in this phase.", _phase, "phase"),
+    _counter("reloads_total", "Reloads, by outcome: done, rolled back after a failed start or canary, or refused "
+             "before anything was touched.", _reloads, "outcome"),
     _gauge("state_disk_bytes", "Size of the file system that has the state directory.", _disk(free=False)),
     _gauge("state_disk_free_bytes", "Room on it for us.", _disk(free=True)),
     _gauge("child_status", "1: what each process is doing.", _status, "child", "status"),

@@ -7,8 +7,9 @@ undrain [worker]  it gets jobs again
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from metamusesd.board import Board
@@ -43,6 +44,7 @@ class Orders:
     running: Callable[[], bool]
     again: bool = False  # a signal came while a reload was under way
     waiting: tuple[tuple[Caller, tuple[Slot, ...]], ...] = ()  # for a drain
+    reloads: Counter[str] = field(default_factory=Counter)  # by outcome: done, rolled_back, refused; for the metrics
 
     def obey(self, message: dict[str, Any], caller: Caller) -> None:
         """One order, from the control socket."""
@@ -88,6 +90,7 @@ class Orders:
         try:
             wanted = self._wanted()
         except ConfigError as error:
+            self.reloads["refused"] += 1
             for mistake in error.mistakes:
                 self.log.error("configuration refused, the present one stays", problem=mistake)
             if caller is not None:
@@ -116,6 +119,7 @@ class Orders:
     def _ended(self, caller: Caller | None) -> Callable[[str], None]:
         def end(problem: str) -> None:
             self.notifier.reloaded()
+            self.reloads["rolled_back" if problem else "done"] += 1
             if caller is not None and problem:
                 caller.refuse("reload_failed", f"{problem}; the configuration before it is in force")
             elif caller is not None:

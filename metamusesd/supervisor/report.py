@@ -41,6 +41,7 @@ class Reporter:
     patience_s: Callable[[Slot], float] = lambda _slot: 0.0
     cpu_s: Callable[[Slot], float] = lambda _slot: 0.0
     exits: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the coroner counts them
+    reloads: Mapping[str, int] = field(default_factory=dict)  # orders.py counts them, by outcome
     _page: MetricsPage | None = None
 
     def answer(self, path: str) -> Answer | None:
@@ -107,7 +108,7 @@ class Reporter:
             self._page = MetricsPage(self.board.metric_words)
         facts = gauges.Facts(
             self.config, self.slots, self.started_s, self.phase, ready=not self.reasons(),
-            degraded=bool(self.degraded()), exits=self.exits, cpu_s=self.cpu_s,
+            degraded=bool(self.degraded()), exits=self.exits, reloads=self.reloads, cpu_s=self.cpu_s,
         )  # fmt: skip
         return "".join([*self._page.pieces(), *gauges.pieces(self.board, facts)])
 

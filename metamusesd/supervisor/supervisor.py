@@ -122,6 +122,7 @@ class Supervisor:
             self._nursery, self._board, self._retiring, self._reload, self._notifier, self._log, load,
             lambda: self._config, lambda: self._phase is Phase.RUNNING,
         )  # fmt: skip
+        self._reporter.reloads = self._orders.reloads
         self._phase = Phase.STARTING
         self._code = 0
         self._ended = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -134,6 +135,8 @@ async def test_a_canary_sends_the_reload_back(daemon: Daemon) -> None:
     assert pids(daemon) == before
     change(daemon, ('"something"', '"nothing"'))
     assert (await order(daemon, "reload"))[0] == 0
+    counted = re.findall(r'metamusesd_reloads_total{outcome="(\w+)"} (\d)', daemon.get("/metrics"))
+    assert dict(counted) == {"done": "1", "rolled_back": "1", "refused": "0"}
 
 
 async def test_a_signal_is_enough(daemon: Daemon) -> None:
