@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -73,15 +74,16 @@ class Collector:
             self.changed.notify_all()
 
     def wait(self, *names: str) -> dict[str, Got]:
-        """Until a span of each of these names has come; the last one of each name."""
+        """Until a span of each of these names has come, two of one that is named twice; the last one of each name."""
 
         def found() -> dict[str, Got]:
             return {span.name: span for span in self.spans}
 
+        def there() -> bool:
+            return Counter(names) <= Counter(span.name for span in self.spans)
+
         with self.changed:
-            assert self.changed.wait_for(lambda: set(names) <= set(found()), PATIENCE_S), [
-                span.name for span in self.spans
-            ]
+            assert self.changed.wait_for(there, PATIENCE_S), [span.name for span in self.spans]
             return found()
 
 

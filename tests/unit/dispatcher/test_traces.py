@@ -131,7 +131,7 @@ async def test_another_dispatcher_goes_on_with_the_trace(recorder: Recorder) -> 
         recorder.watch(second)
         await answer(await second.worker())
         assert (await second.ended(id)).state == "done"
-        await recorder.wait("chat m")
+        await recorder.wait("chat m", "attempt", "attempt")
         attempts = [span for span in recorder.collector.spans if span.name == "attempt"]
         assert len(attempts) == 2 and {span.error for span in attempts} == {"drain", ""}
         assert len({span.trace for span in recorder.collector.spans}) == 1
