@@ -57,16 +57,18 @@ def complaints_of(answer: Mapping[str, Any], config: Config) -> list[Complaint]:
     return [*asked, *advise(answer, config, facts.dead)]
 
 
-def frame(answer: dict[str, Any], measured: Rates | None = None, complaints: Sequence[Complaint] = ()) -> list[object]:
-    """Headline, workers, vectors, queues, complaints. `measured` replaces the workers' own moving averages."""
-    parts: list[object] = [_headline(answer, complaints), ""]
-    parts += [_workers(answer.get("workers", []), measured)]
-    parts += [_vectors(vectors)] if (vectors := answer.get("vectors")) else []
-    parts += ["", _queues(answer.get("queues", {}))]
+def frame(answer: dict[str, Any], measured: Rates | None = None, complaints: Sequence[Complaint] = (), *,
+          top: bool = False) -> list[object]:  # fmt: skip
+    """Headline, workers, vectors, queues, complaints; for `top` these come before the tables, whose end a short screen
+    may cut off. `measured` replaces the workers' own moving averages."""
+    told: list[object] = []
     for complaint in complaints:
         colour = "red" if complaint.bad else "yellow"
-        parts += ["", f"[{colour}]{screen.plain(complaint.text)}[/]", f"  → {screen.plain(complaint.remedy)}"]
-    return parts
+        told += ["", f"[{colour}]{screen.plain(complaint.text)}[/]", f"  → {screen.plain(complaint.remedy)}"]
+    tables: list[object] = ["", _workers(answer.get("workers", []), measured)]
+    tables += [_vectors(vectors)] if (vectors := answer.get("vectors")) else []
+    tables += ["", _queues(answer.get("queues", {}))]
+    return [_headline(answer, complaints), *(told + tables if top else tables + told)]
 
 
 def _headline(answer: dict[str, Any], complaints: Sequence[Complaint]) -> str:

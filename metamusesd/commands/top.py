@@ -54,9 +54,9 @@ def top(args: argparse.Namespace) -> int:
 def _frame(answer: dict[str, Any], config: Config, measured: dict[str, float] | None = None) -> list[object]:
     """As `status` has it, without what only the queue knows; the worst complaints only, for a screen has an end."""
     complaints = advise(answer, config)
-    parts = frame(answer, measured, complaints[:MOST_COMPLAINTS])
+    parts = frame(answer, measured, complaints[:MOST_COMPLAINTS], top=True)
     more = len(complaints) - MOST_COMPLAINTS
-    return [*parts, *([f"and {more} more: `metamusesd status`"] if more > 0 else [])]
+    return [*parts, *(["", f"{more} more complaints: `metamusesd status`"] if more > 0 else [])]
 
 
 def _generated(answer: dict[str, Any]) -> dict[str, int]:

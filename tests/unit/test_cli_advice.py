@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metamusesd.board import RedisTrouble
-from metamusesd.commands import advice, redis_facts
+from metamusesd.commands import advice, redis_facts, top
 from metamusesd.commands.advice import Complaint, advise, health_of
 from metamusesd.commands.redis_facts import RedisFacts
 from metamusesd.commands.status import EXIT_BY_HEALTH, complaints_of, frame
@@ -151,6 +151,19 @@ def test_complaints_are_on_the_screen_with_their_remedies() -> None:
     shown = frame(answer(), complaints=[Complaint("a [b] c", "do [d]", bad=True)])
     assert "not ready" in str(shown[0]) and any("a \\[b] c" in str(part) for part in shown)
     assert "  → do \\[d]" in shown
+
+
+def test_top_shows_complaints_where_a_short_screen_does_not_cut_them_off() -> None:
+    """Before the tables; status has them at the end, above the prompt. Only the worst few are in top."""
+    complaint = Complaint("it burns", "put it out")
+    above, below = (
+        frame(answer(), complaints=[complaint], top=first).index("  → put it out") for first in (True, False)
+    )
+    assert above == 3 and below == len(frame(answer(), complaints=[complaint])) - 1
+    crowd = [worker(f"fast-{n}", status="backoff", restarts=1) for n in range(9)]
+    drawn = top._frame(answer(workers=crowd), CONFIG)
+    assert sum(str(part).startswith("  → ") for part in drawn) == top.MOST_COMPLAINTS
+    assert drawn[-1] == "5 more complaints: `metamusesd status`"
 
 
 def test_an_older_daemon_that_leaves_things_out_is_no_error() -> None:
