@@ -73,7 +73,7 @@ install:  ## the service, as root, into PREFIX=/opt/metamusesd; again is an upgr
 uninstall:  ## all of that but configuration and state; PURGE=1: those as well
 	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PURGE=$(PURGE) packaging/install.sh uninstall
 
-systemd-test: models  ## installs and runs the service under a real systemd in a container; as root, Debian
+systemd-test: setup  ## installs and runs the service under a real systemd in a container; as root, Debian
 	SYSTEMD_TEST=1 $(BIN)/python -m pytest tests/systemd -v --timeout 0
 
 clean:  ## the environment and caches; models stay

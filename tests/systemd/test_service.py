@@ -170,7 +170,7 @@ def test_a_hung_supervisor_meets_the_watchdog(service: Service, tell: Callable[[
 
 def test_stop_drains(service: Service, tell: Callable[[str], None]) -> None:
     """Short jobs end, long ones go back unburnt, the exit code is 0, nothing is left; the next start finishes them."""
-    short, long = service.submit(2, tokens=5), service.submit(20, tokens=400)
+    short, long = service.submit(2, tokens=5), service.submit(10, tokens=250)
     service.wait_running(8)
     begun_s = time.monotonic()
     service.systemctl("stop")
@@ -178,8 +178,8 @@ def test_stop_drains(service: Service, tell: Callable[[str], None]) -> None:
     assert (service.show("ExecMainStatus"), service.show("Result")) == ("0", "success")
     assert service.processes() == []
     service.systemctl("start")
-    assert [result.state for result in service.results(short + long)] == ["done"] * 22
-    assert service.attempts(long) == [("done", 0)] * 20
+    assert [result.state for result in service.results(short + long)] == ["done"] * 12
+    assert service.attempts(long) == [("done", 0)] * 10
 
 
 def test_what_takes_long_has_its_time(service: Service) -> None:
@@ -192,7 +192,7 @@ def test_what_takes_long_has_its_time(service: Service) -> None:
     service.configure(model="other", more=other)
     service.systemctl("reload")
     assert time.monotonic() - begun_s > 2
-    service.submit(20, tokens=400)
+    service.submit(10, tokens=250)
     service.wait_running(8)
     begun_s = time.monotonic()
     service.systemctl("stop")
