@@ -68,10 +68,10 @@ lock:  ## pin what pyproject.toml asks for; no addresses in it
 	  --no-header --annotation-style=line --extra llamacpp --extra cache --extra dev --output-file requirements.lock pyproject.toml
 
 install:  ## the service, as root, into PREFIX=/opt/metamusesd; again is an upgrade; GPU=1 on hosts with GPUs
-	@PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) GPU=$(GPU) packaging/install.sh install
+	@PYTHON=$(PYTHON) packaging/install.sh install
 
 uninstall:  ## all of that but configuration and state; PURGE=1: those as well
-	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PURGE=$(PURGE) packaging/install.sh uninstall
+	@packaging/install.sh uninstall
 
 systemd-test: setup  ## installs and runs the service under a real systemd in a container; as root, Debian
 	SYSTEMD_TEST=1 $(BIN)/python -m pytest tests/systemd -v --timeout 0

@@ -6,6 +6,8 @@
 #   PREFIX/share/doc/       documents, the configuration with every default, dashboard and alert rules
 #   /usr/local/…            the command, the man page, completions, and what systemd reads
 #   /etc/metamusesd/, /var/lib/metamusesd/    yours: made when absent, never changed afterwards
+#
+# In the environment, or behind make: PREFIX DESTDIR PYTHON EXTRAS (of pyproject.toml) GPU=1 PURGE=1, and all of pip's.
 set -eu
 umask 022 # the service reads what root writes here
 unset MODELS_DIR METAMUSESD_CONFIG # the checkout's own; the service has its file
