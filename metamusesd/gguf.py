@@ -30,7 +30,7 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The entries of a GGUF file (long arrays as their length) and the parameters that its tensors hold."""
+    """The entries of a GGUF file (long arrays as their length, if not asked for) and the parameters of its tensors."""
 
     version: int
     tensors: int
@@ -51,11 +51,14 @@ class Header:
         return _FILE_TYPES.get(kind, f"type {kind}") if isinstance(kind, int) else "unknown"
 
 
-def read_header(path: str | Path) -> Header:
-    """Raises ModelNotFound, or ModelLoadFailed when it is no whole GGUF header. Some 50 ms for a large vocabulary."""
+def read_header(path: str | Path, whole: tuple[str, ...] = ()) -> Header:
+    """Raises ModelNotFound, or ModelLoadFailed when it is no whole GGUF header. Some 50 ms for a large vocabulary.
+
+    Arrays whose keys are in `whole` are kept, however long; a vocabulary then takes some 500 ms.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data, str(path)).header()
+            return _Reader(data, str(path), whole).header()
     except OSError as error:
         raise ModelNotFound(f"{path}: {error.strerror}") from error
     except (ValueError, struct.error, IndexError) as error:
@@ -63,8 +66,9 @@ def read_header(path: str | Path) -> Header:
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap, name: str) -> None:
+    def __init__(self, data: mmap.mmap, name: str, whole: tuple[str, ...]) -> None:
         self._data, self._at, self._name = data, 0, name
+        self._whole, self._keep = whole, KEEP_ARRAY
 
     def header(self) -> Header:
         if self._data[:4] != b"GGUF":
@@ -78,6 +82,7 @@ class _Reader:
         entries = {}
         for _ in range(count):
             key = self._string()
+            self._keep = MAX_ARRAY if key in self._whole else KEEP_ARRAY
             entries[key] = self._value(self._number("I"))
         return Header(version, tensors, sum(self._tensor_elements() for _ in range(tensors)), entries)
 
@@ -106,7 +111,7 @@ class _Reader:
         kind, count = self._number("I"), self._number("Q")
         if count > MAX_ARRAY:
             raise ValueError(f"an array of {count} values is too long")
-        if count <= KEEP_ARRAY:
+        if count <= self._keep:
             return [self._value(kind) for _ in range(count)]
         if kind == _STRING:
             for _ in range(count):

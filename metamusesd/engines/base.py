@@ -41,8 +41,8 @@ class EngineSpec:
 
     engine: str  # llamacpp | mistralrs | echo
     model_name: str
-    model_path: str = ""  # the GGUF file; empty for echo
-    model_digest: str = ""  # sha256:… of the file; names the model everywhere
+    model_path: str = ""  # the GGUF file or the directory; empty for echo
+    model_digest: str = ""  # sha256:… of the file or the directory; names the model everywhere
     slots: int = 8  # sequences that generate at a time
     reserve_slots: int = 4  # more sequences that are held while a higher class pre-empts them
     context: int = 4096  # tokens a sequence may hold, prompt and answer
@@ -57,6 +57,7 @@ class EngineSpec:
     default_temperature: float = 0.7
     default_top_p: float = 0.9
     options: dict[str, Any] = field(default_factory=dict)  # of one engine alone; echo's programme, for instance
+    chosen: str = ""  # why this engine; for the log
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from metamusesd import control
 from metamusesd.config import Config
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED, Birth, WorkerSpec
 from metamusesd.engines.base import Engine, EngineSpec, Progress
-from metamusesd.engines.choice import make_engine
+from metamusesd.engines.choice import choose, make_engine
 from metamusesd.engines.llamacpp.footprint import gpu_bytes
 from metamusesd.errors import EngineError, MetamusesdError, ModelLoadFailed
 from metamusesd.log import Logger, get_logger
@@ -34,11 +34,12 @@ LOADING_BEAT_S = 0.2
 
 def main(birth: Birth) -> int:
     """A worker's whole life; returns its exit code. Call it in the forked child, on its main thread."""
-    log = get_logger(birth.name, pid=os.getpid())
+    log = get_logger(birth.name, pid=os.getpid(), worker=birth.name)
     gpus = Gpus(birth.worker.gpus if birth.worker else (), log)
     row = Row(birth.board.workers[birth.row], gpus)
     try:
         spec = engine_spec(birth)
+        log.info("loading", model=spec.model_name, engine=spec.engine, reason=spec.chosen)
         with _beating(row) as progress:
             if gpus and spec.gpu_layers:
                 gpus.wait_for_room(gpu_bytes(spec), birth.config.daemon.boot_s / 2, log)
@@ -74,15 +75,15 @@ def engine_spec(birth: Birth) -> EngineSpec:
 def spec_of(config: Config, worker: WorkerSpec) -> EngineSpec:
     """What to load, out of the configuration and the placement. Raises ModelNotFound or ModelLoadFailed."""
     model = config.models[worker.model]
-    engine = "llamacpp" if model.engine == "auto" else model.engine
-    path, digest = "", model.digest
+    path, digest, engine, reason = "", model.digest, model.engine, ""
     if engine != "echo":
         path = str(config.model_path(model))
+        engine, reason = choose(engine, path, bool(worker.gpus))
         digest = digest_of(path)
         if model.digest and model.digest != digest:
             raise ModelLoadFailed(f"{path} has digest {digest}; models.{worker.model}.digest says {model.digest}")
     return EngineSpec(
-        engine=engine, model_name=worker.model, model_path=path, model_digest=digest, slots=worker.slots,
+        engine=engine, chosen=reason, model_name=worker.model, model_path=path, model_digest=digest, slots=worker.slots,
         reserve_slots=worker.reserve_slots, context=model.context, kv_cells=model.kv_cells, threads=worker.threads,
         gpu_layers=_gpu_layers(model.gpu_layers, bool(worker.gpus)), flash_attention=model.flash_attention,
         prefill_ratio=model.prefill_ratio, yield_limit_s=model.yield_limit_s, default_max_tokens=model.max_tokens,
