@@ -60,7 +60,7 @@ def _models(config: Config) -> Iterator[Finding]:
             yield Finding(
                 f"models.{name}.engine: {engine} is not installed; run `pip install 'metamusesd[{engine}]'`", wrong=True
             )
-        if engine != "echo" and config.model_path(model).is_file():
+        if engine != "echo" and configuration.is_there(config.model_path(model)):
             yield _file(config, name, model)
 
 

@@ -41,8 +41,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 def examine(config: Config) -> Iterator[Finding]:
     """Everything, in the order in which it is looked at: the daemon, its machine, its files, its Redis."""
-    answer, away = _daemon(config)
-    yield from premises.of_daemon(config, answer, away)
+    answer, away, closed = _daemon(config)
+    yield from premises.of_daemon(config, answer, away, closed=closed)
     pid = answer.get("pid") if answer else None
     seen = machine.look(pid)
     planned: tuple[WorkerSpec, ...] = ()
@@ -71,12 +71,12 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from redis_facts.of_redis(config, redis_facts.ask_redis(config), _instance(config))
 
 
-def _daemon(config: Config) -> tuple[dict[str, Any] | None, str]:
-    """Its /status, or why there is none."""
+def _daemon(config: Config) -> tuple[dict[str, Any] | None, str, bool]:
+    """Its /status; or why there is none, and whether that is for want of permission."""
     try:
-        return health.status(config), ""
+        return health.status(config), "", False
     except DaemonAway as error:
-        return None, error.message
+        return None, error.message, isinstance(error.__cause__, PermissionError)
 
 
 def _workers(config: Config, seen: machine.Machine) -> tuple[WorkerSpec, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metamusesd.config import EMBEDDED, Config
+from metamusesd.config import EMBEDDED, Config, is_there
 from metamusesd.control import WorkerSpec
 from metamusesd.engines.base import EngineSpec
 from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, cell_bytes, cell_count
@@ -32,7 +32,7 @@ def parts(config: Config, workers: Sequence[WorkerSpec]) -> list[Part]:
     for name in dict.fromkeys(worker.model for worker in workers):
         model, mine = config.models[name], [worker for worker in workers if worker.model == name]
         path, on_gpu = config.model_path(model), any(worker.gpus for worker in mine) and model.gpu_layers != 0
-        if model.engine != "echo" and path.is_file():
+        if model.engine != "echo" and is_there(path):
             copies, words = (len(mine), "a copy each") if on_gpu else (1, "mapped once, shared by")
             why = f"{path.name}, {words} {len(mine)} worker{'s' * (len(mine) > 1)}"
             found.append(Part(f"weights of {name}", path.stat().st_size * copies, why, on_gpu))

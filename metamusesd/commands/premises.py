@@ -17,8 +17,14 @@ LEAST_ROOM = 1 << 30  # bytes; with less the append-only file soon stops the que
 LEAST_SHARE = 0.05
 
 
-def of_daemon(config: Config, answer: Mapping[str, Any] | None, away: str) -> Iterator[Finding]:
-    """`away`: why there is no answer."""
+def of_daemon(
+    config: Config, answer: Mapping[str, Any] | None, away: str, *, closed: bool = False
+) -> Iterator[Finding]:
+    """`away`: why there is no answer. `closed`: this user may not ask."""
+    if answer is None and closed:
+        why = "what follows is about this machine and this user, not about a daemon that may run here"
+        yield Finding("daemon", "warn", away, why, "sudo metamusesd doctor")
+        return
     if answer is None:
         yield Finding("daemon", "ok", f"not running: {away}")
         return
@@ -64,7 +70,7 @@ def of_drift(running: Sequence[WorkerSpec], planned: Sequence[WorkerSpec]) -> It
 def of_disks(config: Config) -> Iterator[Finding]:
     """Room where the state and the models are."""
     for option, path in (("daemon.state_dir", config.state_dir), ("daemon.models_dir", config.models_dir)):
-        place = next(each for each in (path, *path.parents) if each.exists())
+        place = next(each for each in (path, *path.parents) if mode_of(each) is not None)
         room = os.statvfs(place)
         free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
         fact = f"{free // MIB} MiB of {total // MIB} MiB free under {path}"
@@ -78,7 +84,8 @@ def of_disks(config: Config) -> Iterator[Finding]:
 def of_permissions(config: Config) -> Iterator[Finding]:
     """A secret in the configuration, the state directory, the sockets: who gets at them."""
     path = Path(config.source)
-    if _holds_secret(config) and path.is_file() and (mode := _mode(path)) & 0o007:
+    mode = mode_of(path) or 0
+    if _holds_secret(config) and mode & 0o007:
         yield Finding(
             "permissions",
             "bad",
@@ -86,21 +93,21 @@ def of_permissions(config: Config) -> Iterator[Finding]:
             "whoever logs in here owns the queue",
             f"chmod 0640 {path}; chown root:metamusesd {path}",
         )
-    loose = [each for each in (config.state_dir, config.evidence_dir) if each.is_dir() and _mode(each) & 0o027]
+    loose = [each for each in (config.state_dir, config.evidence_dir) if (mode_of(each) or 0) & 0o027]
     for each in loose:
         yield Finding(
             "permissions",
             "warn",
-            f"{each} is open to others (mode {_mode(each):04o})",
+            f"{each} is open to others (mode {mode_of(each):04o})",
             "prompts and answers lie in the embedded Redis' files",
             f"chmod 0700 {each}",
         )
-    open_sockets = [each for each in _sockets(config) if _mode(each) & 0o006 and _entrance(each) & 0o001]
+    open_sockets = [each for each in _sockets(config) if (mode_of(each) or 0) & 0o006 and _entrance(each) & 0o001]
     for each in open_sockets:
         yield Finding(
             "permissions",
             "warn",
-            f"everybody may talk to {each} (mode {_mode(each):04o})",
+            f"everybody may talk to {each} (mode {mode_of(each):04o})",
             "any user here may read and submit jobs",
             f"chmod 0750 {each.parent}",
         )
@@ -114,16 +121,23 @@ def _holds_secret(config: Config) -> bool:
 
 
 def _sockets(config: Config) -> list[Path]:
-    return [path for path in sorted(config.runtime_dir.glob("*.sock")) if stat.S_ISSOCK(path.stat().st_mode)]
+    try:
+        return sorted(path for path in config.runtime_dir.iterdir() if path.suffix == ".sock")
+    except OSError:
+        return []
 
 
-def _mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
+def mode_of(path: Path) -> int | None:
+    """None: it is not there, or we may not look."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return None
 
 
 def _entrance(path: Path) -> int:
     """What the directories on the way let through."""
-    return min((_mode(parent) & 0o001 for parent in path.parents), default=0)
+    return min(((mode_of(parent) or 0) & 0o001 for parent in path.parents), default=0)
 
 
 def _who(path: Path) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from metamusesd.commands.premises import mode_of
 from metamusesd.commands.symptoms import MIB, Finding
 from metamusesd.config import EMBEDDED, Config
 from metamusesd.errors import MetamusesdError
@@ -84,11 +85,12 @@ def _info(text: str) -> dict[str, str]:
 
 def of_redis(config: Config, facts: RedisFacts, instance: str) -> Iterator[Finding]:
     """`instance`: the UUID of this state directory, whose own announcements are no strangers'."""
+    if facts.trouble and config.redis.url == EMBEDDED and mode_of(config.redis_socket) is None:
+        yield Finding("redis", "ok", "embedded: it starts with the daemon, and is asked then")
+        return
     if facts.trouble:
-        grade = "ok" if config.redis.url == EMBEDDED else "bad"
-        remedy = "" if grade == "ok" else "start it, or correct redis.url; the daemon waits for it"
-        words = "the embedded server starts with the daemon" if grade == "ok" else facts.trouble
-        yield Finding("redis", grade, words, "" if grade == "ok" else "no job can be taken", remedy)
+        remedy = "start it, or correct redis.url; the daemon waits for it"
+        yield Finding("redis", "bad", facts.trouble, "no job can be taken, or none from here", remedy)
         return
     yield from _persistence(config, facts)
     yield from _memory(config, facts)

@@ -56,7 +56,10 @@ def measured(config: Config, here: str | None = None) -> dict[str, dict[str, Any
 
 def keep(config: Config, rows: Mapping[str, Mapping[str, Any]]) -> bool:
     """Write these down beside what is known of other models. False: the state directory cannot be written."""
-    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
     return write_json(rates_path(config), {"machine": machine(), "models": {**measured(config), **rows}})
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metamusesd.board import MAX_ROWS
-from metamusesd.config import Config, Model, Tier
+from metamusesd.config import Config, Model, Tier, is_there
 from metamusesd.control import WorkerSpec
 from metamusesd.errors import ConfigError
 from metamusesd.supervisor.cpus import Cores
@@ -85,7 +85,7 @@ def place(
 def model_sizes(config: Config) -> dict[str, int]:
     """Bytes of every model file that is there, by model name."""
     paths = {name: config.model_path(model) for name, model in config.models.items() if model.file}
-    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+    return {name: path.stat().st_size for name, path in paths.items() if is_there(path)}
 
 
 class _Pool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +219,7 @@ def test_the_daemon_speaks_for_itself(tmp_path: Path) -> None:
     """Not running is no trouble; not ready is; another configuration than the one looked at is a warning."""
     config = home(tmp_path)
     assert worst(list(premises.of_daemon(config, None, "no daemon answers"))) == "ok"
+    assert worst(list(premises.of_daemon(config, None, "no permission", closed=True))) == "warn"
     sick = {"state": "degraded", "reasons": ["no worker is ready"], "config": config.source}
     assert worst(list(premises.of_daemon(config, sick, ""))) == "bad"
     assert worst(list(premises.of_daemon(config, {"state": "ready", "config": "/etc/x.toml"}, ""))) == "warn"
@@ -325,3 +329,24 @@ def test_what_the_configuration_needs_is_the_sum_of_its_parts() -> None:
     assert estimate.total_bytes(found) - estimate.usual_bytes(found) == GIB + config.cache.max_bytes
     elsewhere = estimate.parts(replace(config, redis=Redis(url="redis://x")), crew)
     assert "redis" not in [part.name for part in elsewhere]
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv here")
+@pytest.mark.parametrize("command", [["doctor", "--quiet"], ["check"], ["status"], ["jobs"], ["bench"]])
+def test_a_user_who_may_see_nothing_gets_words_and_no_traceback(command: list[str], tmp_path: Path) -> None:
+    """State directory and models are closed: each command says so, and whose turn it is."""
+    shut = tmp_path / "s"
+    (shut / "models").mkdir(parents=True)
+    shut.chmod(0)
+    bare = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+    if os.geteuid() != 0:
+        bare = []
+    words = [*bare, sys.executable, "-m", "metamusesd", *command, "--set", f"daemon.state_dir={shut}"]
+    environ = {"PATH": os.environ["PATH"], "MODELS_DIR": str(shut / "models")}
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=50, env=environ, check=False)
+    finally:
+        shut.chmod(0o700)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said and done.returncode in (69, 78)
+    assert "no permission" in said or "closed to this user" in said
