@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 
 from metamusesd import cli, config, log
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = cli.configuration(args)
     if missing := config.missing_models(loaded):
         raise ConfigError(missing)
+    faulthandler.enable()  # whom systemd's watchdog ends with SIGABRT writes its stacks to the log
     log.obey(loaded.log)
     from metamusesd.supervisor import supervisor
 

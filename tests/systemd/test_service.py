@@ -162,7 +162,7 @@ def test_a_hung_supervisor_meets_the_watchdog(service: Service, tell: Callable[[
     until(lambda: service.main_pid() not in ("0", main), HANG_S, "another supervisor")
     service.wait_ready()
     tell(f"SIGSTOP of the supervisor to ready, WatchdogSec=4: {time.monotonic() - begun_s:.1f} s")
-    assert "Watchdog timeout" in service.journal()
+    assert "Watchdog timeout" in service.journal() and "most recent call first" in service.journal()
     alive = {int(line.split()[1]) for line in service.processes()}
     assert not alive & set(family.values()), service.processes()
     assert [result.state for result in service.results(ids)] == ["done"] * 8
