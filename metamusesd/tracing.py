@@ -31,6 +31,7 @@ from metamusesd.errors import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+    from opentelemetry.trace import SpanContext
 
 MOST_WAITING = 4096  # spans; further ones are dropped and counted
 BATCH, BATCH_MS = 512, 1000
@@ -100,7 +101,9 @@ class Exporter:
 
     def __init__(self, endpoint: str, instance: str) -> None:
         try:
+            from opentelemetry import trace as api
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk import trace as sdk
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import export
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -109,6 +112,7 @@ class Exporter:
                 f"telemetry.otlp_endpoint: OpenTelemetry is not installed ({error}); pip install metamusesd[otel]"
             ) from error
         self.dropped = 0
+        self._api, self._sdk = api, sdk
         self._put = self._failed = self._taken = 0
         self._words = _Words()
         about = {"service.name": "metamusesd", "service.version": __version__, "service.instance.id": instance}
@@ -151,17 +155,17 @@ class Exporter:
             self._failed += count
 
     def _readable(self, trace: Trace, span: Span) -> ReadableSpan:
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+        kind, code, sampled = self._api.SpanKind, self._api.StatusCode, self._api.TraceFlags(1)
 
         def context(id: int, remote: bool) -> SpanContext:
-            return SpanContext(trace.trace_id, id, remote, TraceFlags(TraceFlags.SAMPLED))
+            made: SpanContext = self._api.SpanContext(trace.trace_id, id, remote, sampled)
+            return made
 
-        return ReadableSpan(
+        return self._sdk.ReadableSpan(
             span.name, context(span.span_id, False),
             context(span.parent_id, span.entry) if span.parent_id else None,
-            self._resource, dict(span.attributes), kind=SpanKind.CONSUMER if span.entry else SpanKind.INTERNAL,
-            status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
+            self._resource, dict(span.attributes), kind=kind.CONSUMER if span.entry else kind.INTERNAL,
+            status=self._api.Status(code.ERROR, span.error) if span.error else self._api.Status(code.UNSET),
             start_time=span.start_ns, end_time=max(span.start_ns, span.end_ns), instrumentation_scope=self._scope,
         )  # fmt: skip
 

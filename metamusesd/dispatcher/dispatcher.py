@@ -167,8 +167,11 @@ class Dispatcher:
         run = self.hold(claim)
         try:
             outcome = await self.embedding.outcome(run, request)
+            ended_ns = time.monotonic_ns()
             verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
-            self.ledger.ended(run, run.end.result() if run.end.done() else Back("refused"), outcome, verdict)
+            end = run.end.result() if run.end.done() else Back("refused")
+            self.ledger.ended(run, end, outcome, verdict)
+            self.traces.ended(run, end, outcome, verdict, ended_ns)
         finally:
             self.release(run)
 

@@ -71,7 +71,8 @@ class Story:
 
     def whole(self, facts: dict[str, Any], problem: str, now_ns: int) -> Span:
         """The job, which all others are parts of."""
-        name, known = f"chat {facts.get('gen_ai.response.model', '')}".strip(), about(self._claim) | facts
+        known = about(self._claim) | facts
+        name = f"{known['gen_ai.operation.name']} {facts.get('gen_ai.response.model', '')}".strip()
         known |= {"error.type": problem} if problem else {}
         start_ns, end_ns = self.submitted_ns + self._wall_ns, now_ns + self._wall_ns
         return Span(name, self._root, self._trace.parent_id, start_ns, end_ns, known, problem, entry=True)
@@ -94,6 +95,7 @@ def about(claim: Claim) -> dict[str, Any]:
         "metamusesd.tenant": claim.tenant, "metamusesd.class": Priority(claim.priority).name.lower(),
     }  # fmt: skip
     if (request := request_of(claim)) is not None:
+        facts |= {"gen_ai.operation.name": "embeddings"} if request.kind == "embed" else {}
         asked = {f"gen_ai.request.{name}": getattr(request.params, name) for name in _ASKED}
         asked |= {"gen_ai.request.model": request.model, "gen_ai.request.stream": claim.stream}
         facts |= {name: value for name, value in asked.items() if value is not None}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from metamusesd.log.events import MESSAGE_IDS
 from metamusesd.log.lines import MOST_CHARS
 from metamusesd.log.repeats import MOST_KEYS, Repeats
 
+ROOT = Path(__file__).parents[2]
 PLENTY = (10**6, 10**6, 10.0)
 
 
@@ -358,6 +361,21 @@ def test_a_closed_standard_error_costs_nothing_but_lines() -> None:
     for close in ("os.close(2)", "r, w = os.pipe(); os.dup2(w, 2); os.close(w); os.close(r)"):
         found = python(f"import os; from metamusesd import log; {close}; log.get_logger('x').info('y'); print('on')")
         assert found.stdout == b"on\n"
+
+
+def test_the_docs_name_every_kind_with_its_id() -> None:
+    """docs/logs.md is what operators and alerts go by: neither more nor less than the code has."""
+    rows = re.findall(r"^\| `([^`]+)` \| [a-z; ]+ \| `([0-9a-f]{32})` \|", (ROOT / "docs/logs.md").read_text(), re.M)
+    assert dict(rows) == MESSAGE_IDS and len(rows) == len(MESSAGE_IDS)
+
+
+def test_every_kind_is_said_somewhere() -> None:
+    """An id of an event that nobody logs any more would be waited for in vain."""
+    said: set[object] = set()
+    for path in (ROOT / "metamusesd").rglob("*.py"):
+        if path.name != "events.py":
+            said |= {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    assert set(MESSAGE_IDS) <= said, set(MESSAGE_IDS) - said
 
 
 def test_ids_are_unique_and_look_like_ids() -> None:
