@@ -79,6 +79,12 @@ def test_hardening_leaves_redis_and_the_embedder_their_work(service: Service) ->
     assert "not permitted" not in service.journal().lower()
 
 
+def test_hardening_leaves_placement_its_calls(service: Service) -> None:
+    """Cores, memory of a node, locked and huge pages: a program in the service's own sandbox may have them all."""
+    service.drop_in("ExecStartPre=/opt/metamusesd/current/bin/python /src/tests/systemd/placement_calls.py")
+    service.systemctl("restart")
+
+
 def test_members_of_the_group_may_submit_and_look(service: Service) -> None:
     """A person in the group metamusesd needs no more than the commands; others are turned away."""
     for person, groups in (("friend", UNIT), ("stranger", "")):
