@@ -29,6 +29,14 @@ def test_every_exit_code_is_explained() -> None:
     assert codes_of("a command's code") == commands
 
 
+def test_every_alert_that_wakes_somebody_has_a_first_look() -> None:
+    """The critical ones stand in the table for the night; the others in metrics.md."""
+    rules = (DOCS.parent / "etc/prometheus/metamusesd.rules.yml").read_text("utf-8")
+    alerts = re.findall(r"- alert: (\w+)(.*?)(?=- alert:|\Z)", rules, re.DOTALL)
+    critical = {name for name, rule in alerts if "severity: critical" in rule}
+    assert critical and critical == set(re.findall(r"`(Metamusesd\w+)`", PAGE))
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)[^)]*\)", PAGE))))
 def test_every_link_leads_somewhere(link: str) -> None:
     """Also from where `make install` puts the page."""
