@@ -144,7 +144,9 @@ def _rows(worker: WorkerSpec, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if worker.gpus:
         environ |= {"CUDA_VISIBLE_DEVICES": ",".join(worker.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     command = [sys.executable, "-m", PROGRAM]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as child:
+    with subprocess.Popen(  # a process group of its own: Ctrl-C is ours to pass on
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, process_group=0
+    ) as child:
         assert child.stdin is not None and child.stdout is not None
         try:
             child.stdin.write(json.dumps(plan))
