@@ -13,6 +13,7 @@ from metamusesd.config import EMBEDDED, Config, Model
 from metamusesd.errors import ConfigError, MetamusesdError, QueueRefused, QueueUnavailable
 from metamusesd.gguf import read_header
 from metamusesd.models import digest_of
+from metamusesd.tracing import address
 
 ENGINE_MODULES = {"llamacpp": "llama_cpp", "mistralrs": "mistralrs"}
 REDIS_TIMEOUT_S = 5.0
@@ -32,6 +33,7 @@ def all_checks(config: Config) -> Iterator[Finding]:
     yield from _models(config)
     yield from _placement(config)
     yield from _redis(config)
+    yield from _telemetry(config)
 
 
 def explain(config: Config, file: str | None, overrides: Mapping[str, str], *, as_json: bool) -> None:
@@ -62,6 +64,21 @@ def _models(config: Config) -> Iterator[Finding]:
             )
         if engine != "echo" and configuration.is_there(config.model_path(model)):
             yield _file(config, name, model)
+
+
+def _telemetry(config: Config) -> Iterator[Finding]:
+    """Whether traces that are wanted can be made: the daemon goes on without."""
+    if not config.telemetry.otlp_endpoint:
+        return
+    try:
+        there = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # not even its parents
+        there = False
+    if not there:
+        problem = "OpenTelemetry is not installed; run `pip install 'metamusesd[otel]'`"
+        yield Finding(f"telemetry.otlp_endpoint: {problem}", wrong=True)
+    else:
+        yield Finding(f"traces go to {address(config.telemetry.otlp_endpoint)}")
 
 
 def _file(config: Config, name: str, model: Model) -> Finding:
