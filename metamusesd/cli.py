@@ -84,7 +84,8 @@ exit codes:
    2  wrong command line          70  internal error, or the daemon could not start
    3  the job was cancelled       71  the daemon had to give up
    4  the job's deadline passed   75  try again later (queue full, too late, timeout)
-   5  the job is quarantined      78  bad configuration, one line for each mistake
+   5  the job is quarantined      77  only root and the daemon's user may order that
+                                  78  bad configuration, one line for each mistake
                                  130  interrupted
 
 The configuration is --config, else $METAMUSESD_CONFIG, else /etc/metamusesd/metamusesd.toml, else built-in
