@@ -21,6 +21,7 @@ from metamusesd.log.standard_error import StandardError
 if TYPE_CHECKING:
     from metamusesd.config import Log
 
+EVER_S = sys.float_info.max
 LEVELS = ("debug", "info", "warning", "error")
 _FORMS: dict[str, Callable[[str, Record, float], bytes]] = {
     "json": lines.json_line, "console": lines.console_line, "journal": journal.datagram,
@@ -33,12 +34,14 @@ class Output:
     def __init__(self) -> None:
         self.threshold, self.prompts = LEVELS.index("info"), False
         self.lost = 0  # lines, since one was written the last time
+        self._who: object = ""  # who wrote the last one
         self.repeats, self._bounds = Repeats(), (50, 1000, 10.0)
         self._sink: StandardError | Journal = StandardError()
         self._form: Callable[[str, Record, float], bytes] = lines.json_line
 
     def set_up(self, level: str, form: str, bounds: tuple[int, int, float], *, prompts: bool, journal: str) -> None:
         """See `configure`."""
+        self.tell_repeats(EVER_S)
         self._sink.close()
         self.threshold, self.prompts, self._bounds = LEVELS.index(level), prompts, bounds
         self.repeats, self._form = Repeats(*bounds), _FORMS[form]
@@ -46,11 +49,17 @@ class Output:
 
     def write(self, level: str, record: Record) -> None:
         """One line; before it, how many were lost, when there is room again. Never raises, never waits."""
-        if self.lost and not self._put("warning", {"process": record.get("process"), "event": "log lines were lost",
-                                                   "lost": self.lost}):  # fmt: skip
+        self._who = record.get("process")
+        self.tell_lost()
+        if self.lost or not self._put(level, record):
             self.lost += 1
-            return
-        self.lost = 0 if self._put(level, record) else 1
+
+    def tell_lost(self) -> None:
+        """How many lines were lost, if any were and there is room now."""
+        if self.lost:
+            told = {"process": self._who, "event": "log lines were lost", "lost": self.lost}
+            if self._put("warning", told):
+                self.lost = 0
 
     def tell_repeats(self, now_s: float) -> None:
         """What was held in windows that are over."""
@@ -105,6 +114,9 @@ class Logger(BoundLoggerBase):
             _, record = self._process_event(level, event, fields)
         except DropEvent:
             return
+        except Exception:  # a child's name that is no name: whoever speaks must not suffer for it
+            _OUTPUT.lost += 1
+            return
         _OUTPUT.write(level, dict(record))
 
 
@@ -137,15 +149,18 @@ def tells_prompts() -> bool:
 
 
 def tick() -> None:
-    """Tell what was held, when it is time to. Loops call it: a process that has no more to say would never tell."""
+    """Tell what was lost, and what was held when it is time to. Loops call it: a process that has no more to say would
+    never tell."""
+    _OUTPUT.tell_lost()
     now_s = time.monotonic()
     if now_s >= _OUTPUT.repeats.due_s:
         _OUTPUT.tell_repeats(now_s)
 
 
 def flush() -> None:
-    """At the end of a process: tell what was held, whatever the time."""
-    _OUTPUT.tell_repeats(sys.float_info.max)
+    """At the end of a process: tell what was lost and what was held, whatever the time."""
+    _OUTPUT.tell_lost()
+    _OUTPUT.tell_repeats(EVER_S)
 
 
 _OUTPUT = Output()

@@ -132,9 +132,10 @@ def test_what_cannot_be_shown_at_all_is_a_lost_line(capfd: pytest.CaptureFixture
     endless.append(endless)
     logger = log.get_logger("x")
     logger.info("odd", a=endless)
+    logger.info("odd", child=[])
     logger.info("fine")
     assert [(line["event"], line.get("lost")) for line in lines(capfd.readouterr().err)] == [
-        ("log lines were lost", 1), ("fine", None),
+        ("log lines were lost", 2), ("fine", None),
     ]  # fmt: skip
 
 
@@ -265,6 +266,22 @@ def test_a_journal_that_comes_back_is_found_again(tmp_path: Path, journal: socke
         told = [dict(fields(again.recv(65536))) for _ in range(2)]
     assert [each["METAMUSES_EVENT"] for each in told] == ["log lines were lost", "after"]
     assert told[0]["METAMUSES_LOST"] == "1"
+
+
+def test_a_tick_tells_what_was_lost(tmp_path: Path, journal: socket.socket) -> None:
+    """A process with nothing more to say still says how many lines nobody has, once."""
+    journal.close()
+    (tmp_path / "j").unlink()
+    log.get_logger("x").info("between")
+    log.tick()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as again:
+        again.bind(str(tmp_path / "j"))
+        log.tick()
+        log.tick()
+        told = dict(fields(again.recv(65536, socket.MSG_DONTWAIT)))
+        assert (told["METAMUSES_PROCESS"], told["METAMUSES_LOST"]) == ("x", "1")
+        with pytest.raises(BlockingIOError):
+            again.recv(65536, socket.MSG_DONTWAIT)
 
 
 def test_a_forked_child_has_a_socket_of_its_own_and_tells_nothing_of_its_parent(tmp_path: Path) -> None:
