@@ -132,7 +132,7 @@ def test_what_cannot_be_shown_at_all_is_a_lost_line(capfd: pytest.CaptureFixture
     endless.append(endless)
     logger = log.get_logger("x")
     logger.info("odd", a=endless)
-    logger.info("odd", child=[])
+    logger.info("odd", child=[1])
     logger.info("fine")
     assert [(line["event"], line.get("lost")) for line in lines(capfd.readouterr().err)] == [
         ("log lines were lost", 2), ("fine", None),
