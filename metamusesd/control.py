@@ -58,6 +58,7 @@ class WorkerSpec:
     gpus: tuple[str, ...] = ()
     slots: int = 8
     reserve_slots: int = 4
+    nodes: tuple[int, ...] = ()  # the memory nodes of its cores, on a host with several
 
     @property
     def threads(self) -> int:

@@ -114,7 +114,7 @@ def _placement(config: Config) -> Iterator[Finding]:
     except ConfigError as error:
         yield from (Finding(mistake, wrong=True) for mistake in error.mistakes)
         return
-    yield from (Finding(reason) for reason in placement.reasons)
+    yield from (Finding(reason) for reason in placement.lines)
 
 
 def _redis(config: Config) -> Iterator[Finding]:

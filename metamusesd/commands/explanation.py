@@ -50,7 +50,7 @@ def facts(config: Config, places: Sequence[Origin], placement: Placement) -> dic
         "options": [{"key": each.key, "value": each.value, "from": each.place} for each in places],
         "workers": [{"name": each.name, "model": each.model, "cores": list(each.cores), "gpus": list(each.gpus),
                      "slots": each.slots} for each in placement.workers],
-        "placement": list(placement.reasons),
+        "placement": list(placement.lines),
         "memory": [{"part": each.name, "bytes": each.bytes_, "why": each.why, "gpu": each.on_gpu} for each in parts],
         "tiers": {wanted: list(served) for wanted, served in _served(config).items()},
         "sockets": {"health": str(config.health_socket), "redis": str(config.redis_socket)},
@@ -77,7 +77,7 @@ def _workers(config: Config, cores: Cores, placement: Placement) -> Iterator[str
         yield f"  {' + '.join(map(str, groups))} = {sum(groups)} cores for workers; {free} left for everything else"
         if not free:
             yield "  dispatcher, vectors and Redis run beside the workers; set tiers.*.workers to leave them a core"
-    for reason in placement.reasons:
+    for reason in placement.lines:
         yield f"  {screen.plain(reason)}"
 
 

@@ -45,7 +45,10 @@ def load(
 
 
 def gather(
-    path: str | Path | None, environ: Mapping[str, str], overrides: Mapping[str, str], mistakes: list[str],
+    path: str | Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, str],
+    mistakes: list[str],
     seen: Seen = lambda _place, _data: None,
 ) -> tuple[dict[str, Any], str]:
     """What all places together say, not yet validated, and the file's name. `seen`: told of each place, and of all data

@@ -25,8 +25,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, NoReturn
 
-from metamusesd.control import EXIT_BAD_CONFIG, Birth
+from metamusesd.control import EXIT_BAD_CONFIG, Birth, WorkerSpec
 from metamusesd.errors import ConfigError
+from metamusesd.log import get_logger
+from metamusesd.supervisor import numa
 from metamusesd.supervisor.evidence import open_path
 
 PR_SET_PDEATHSIG = 1
@@ -54,9 +56,8 @@ def python_life(entry: str, birth: Birth) -> Callable[[], int]:
     """The life of a child that is a module of ours: `importlib.import_module(entry).main(birth)`."""
 
     def life() -> int:
-        if birth.worker is not None and birth.worker.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(birth.worker.gpus)
-            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        if birth.worker is not None:
+            _place(birth.name, birth.worker)
         stacks = _watch_for_crashes(birth)  # noqa: F841 - faulthandler needs its file to stay open
         try:
             module = importlib.import_module(entry)
@@ -66,6 +67,15 @@ def python_life(entry: str, birth: Birth) -> Callable[[], int]:
         return int(module.main(birth) or 0)
 
     return life
+
+
+def _place(name: str, worker: WorkerSpec) -> None:
+    """What must hold before the engine is imported: the GPUs that it sees, and where its memory comes from."""
+    if worker.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(worker.gpus)
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if len(worker.nodes) == 1 and (problem := numa.prefer(worker.nodes[0])):
+        get_logger(name).warning("memory may come from a far node", node=worker.nodes[0], problem=problem)
 
 
 def _watch_for_crashes(birth: Birth) -> IO[bytes] | None:

@@ -4,16 +4,19 @@
     2. tiers on GPUs take one core a worker                  5. what is left goes round, a worker at a time, to the
     3. tiers with a number of cores or workers take theirs      tiers with workers = auto, while a group fits
 
-No two workers ever share a core: that is refused with the arithmetic. `cores = auto` is as few cores as keep one
-stream above the tier's floor, by the rate that `metamusesd bench --write` has measured, else estimated as CORE_BYTES_S
-/ bytes of the model file a core. `auto` uses physical cores only; numbers may spill over to second hardware threads.
-Workers of the echo engine compute nothing and are not pinned, unless cores are given.
+No two workers ever share a core: that is refused with the arithmetic. A worker's cores are of one memory node when any
+node has as many free: the one with the fewest, so that large groups find room on the others.
+
+`cores = auto` is as few cores as keep one stream above the tier's floor, by the rate that `metamusesd bench --write`
+has measured, else estimated as CORE_BYTES_S / bytes of the model file a core. `auto` uses physical cores only; numbers
+may spill over to second hardware threads. Workers of the echo engine compute nothing and are not pinned, unless cores
+are given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metamusesd.board import MAX_ROWS
@@ -53,6 +56,12 @@ class Placement:
 
     workers: tuple[WorkerSpec, ...]
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # what will be slower than it looks, each with its remedy
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Everything for people."""
+        return self.reasons + self.warnings
 
 
 def place(
@@ -76,10 +85,10 @@ def place(
     for demand in sorted(rest, key=lambda demand: _is_auto(demand.tier)):
         demand.given += [pool.take(demand.group) for _ in range(demand.least)]
     _hand_round(rest, pool)
-    workers = tuple(spec for demand in demands for spec in _specs(demand))
+    workers = tuple(spec for demand in demands for spec in _specs(demand, cores.nodes))
     if len(workers) > MAX_ROWS:
         raise ConfigError(f"tiers: {len(workers)} workers are more than {MAX_ROWS}; lower the tiers' workers")
-    return Placement(workers, tuple(_line(demand) for demand in demands))
+    return Placement(workers, tuple(_line(demand) for demand in demands), tuple(_warnings(workers, cores)))
 
 
 def model_sizes(config: Config) -> dict[str, int]:
@@ -96,11 +105,21 @@ class _Pool:
         limit = len(cores.usable) if cores.quota is None else max(1, math.floor(cores.quota))
         self.free = [core.number for core in cores.usable][:limit]
         self.physical = {core.number for core in cores.usable if core.physical}
+        self._nodes = {core.number: core.node for core in cores.usable}
         self.total, self.quota = len(self.free), cores.quota
         self._named: set[int] = set()
 
     def take(self, count: int) -> tuple[int, ...]:
-        taken, self.free = self.free[:count], self.free[count:]
+        """Of one node if that can be, else physical cores of several, else whatever is free."""
+        near: dict[int, list[int]] = {}
+        for number in self.free:
+            if number in self.physical:
+                near.setdefault(self._nodes[number], []).append(number)
+        enough = [numbers for numbers in near.values() if len(numbers) >= count]
+        most_first = sorted(near.values(), key=len, reverse=True)
+        taken = min(enough, key=len, default=[number for numbers in most_first for number in numbers])[:count]
+        taken += [number for number in self.free if number not in taken][: count - len(taken)]
+        self.free = [number for number in self.free if number not in taken]
         return tuple(sorted(taken))
 
     def claim(self, number: int) -> bool:
@@ -231,7 +250,7 @@ def _hand_round(demands: Sequence[Demand], pool: _Pool) -> None:
         room -= 1
 
 
-def _specs(demand: Demand) -> list[WorkerSpec]:
+def _specs(demand: Demand, nodes: Mapping[int, int]) -> list[WorkerSpec]:
     tier, count = demand.tier, len(demand.given)
     slots = [tier.slots] * count
     if tier.concurrency:
@@ -246,6 +265,7 @@ def _specs(demand: Demand) -> list[WorkerSpec]:
             gpus[index],
             slots[index],
             tier.reserve_slots,
+            tuple(sorted({nodes[number] for number in given if number in nodes})),
         )
         for index, given in enumerate(demand.given)
     ]
@@ -256,3 +276,21 @@ def _line(demand: Demand) -> str:
     gpus = f", GPUs {' '.join(map(str, demand.tier.gpus))}" if demand.tier.gpus else ""
     count = len(demand.given)
     return f"tier {demand.name}: {count} worker{'s' * (count > 1)} on cores {where}{gpus} ({demand.reason})"
+
+
+def _warnings(workers: Sequence[WorkerSpec], cores: Cores) -> Iterator[str]:
+    """Two workers on one physical core, and workers on cores of several nodes."""
+    homes, owners = cores.homes, dict[int, str]()
+    for worker in workers:
+        for number in worker.cores:
+            other = owners.setdefault(homes[number], worker.name)
+            if other != worker.name:
+                yield (
+                    f"{worker.name} and {other} share the physical core {homes[number]} (core {number} is its second "
+                    "hardware thread): each gets about half of it; lower workers or cores"
+                )
+        if len(worker.nodes) > 1:
+            yield (
+                f"{worker.name} has cores of the memory nodes {' and '.join(map(str, worker.nodes))}: part of its "
+                "memory is far; give it fewer cores, or a list of cores of one node"
+            )

@@ -38,6 +38,7 @@ class Reporter:
     placement: tuple[str, ...] = ()
     missing: str = ""  # why there is no semantic cache
     waits: Mapping[str, str] = field(default_factory=dict)  # tiers that sleep, are wanted, and cannot come
+    misplaced: Mapping[str, str] = field(default_factory=dict)  # workers that a changed cpuset moved: seats.py
     patience_s: Callable[[Slot], float] = lambda _slot: 0.0
     cpu_s: Callable[[Slot], float] = lambda _slot: 0.0
     exits: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the coroner counts them
@@ -75,7 +76,7 @@ class Reporter:
     def degraded(self) -> list[str]:
         """What is off, though work is taken and done; empty when nothing is."""
         limitation = semantic.limitation(next(iter(self._of(Kind.VECTORS)), None), self.missing)
-        return [*([limitation] if limitation else []), *self.waits.values()]
+        return [*([limitation] if limitation else []), *self.waits.values(), *self.misplaced.values()]
 
     def status(self) -> dict[str, Any]:
         """The whole picture, for `metamusesd status` and `top`."""

@@ -41,6 +41,7 @@ from metamusesd.supervisor.recycle import Recycling
 from metamusesd.supervisor.reload import Reload, Wanted
 from metamusesd.supervisor.report import Reporter
 from metamusesd.supervisor.retire import Retiring
+from metamusesd.supervisor.seats import Seats
 from metamusesd.supervisor.signals import Signals
 from metamusesd.supervisor.sleep import Sleeping
 from metamusesd.supervisor.slot import Slot
@@ -103,7 +104,7 @@ class Supervisor:
             config, self._board, specs, home.instance, program, self._selector, self._heard, self._log
         )
         self._reporter = Reporter(
-            config, self._board, self._nursery.slots, time.monotonic(), placement=placement.reasons, missing=missing
+            config, self._board, self._nursery.slots, time.monotonic(), placement=placement.lines, missing=missing
         )
         self._guard = Guard(self._board, config.daemon)
         self._reporter.patience_s, self._reporter.cpu_s = self._guard.patience_s, self._guard.cpu_s
@@ -112,7 +113,8 @@ class Supervisor:
         self._retiring = Retiring(config, workers, dispatcher, self._log)
         self._recycling = Recycling(config, workers, self._retiring, self._log)
         self._sleeping = Sleeping(config, self._board, workers, dispatcher, self._retiring, self._log)
-        self._reporter.waits = self._sleeping.waits
+        self._seats = Seats(self._log)
+        self._reporter.waits, self._reporter.misplaced = self._sleeping.waits, self._seats.complaints
         self._burial = Burial(config, self._board, self._nursery, self._retiring, self._doomed, self._log)
         self._reporter.exits = self._burial.coroner.exits
         self._reload = Reload(
@@ -211,6 +213,7 @@ class Supervisor:
             self._recycling.turn(now_s)
             self._orders.turn(now_s)
             self._sleeping.turn(now_s)
+            self._seats.look(self._nursery.workers, now_s)
 
     def _start_the_due(self) -> None:
         """Redis first; the others as soon as it has answered once, and never again because of it."""
@@ -313,7 +316,7 @@ class Supervisor:
         config = self._config = wanted.config
         obey(config.log)
         self._retiring.config = self._recycling.config = self._sleeping.config = self._reporter.config = config
-        self._reporter.placement = wanted.placement.reasons
+        self._reporter.placement = wanted.placement.lines
         self._guard.adopt(config.daemon)
         self._burial.adopt(config)
         self._herald.patience_s = config.daemon.hang_s + ABORT_S

@@ -197,6 +197,134 @@ def test_cores_are_read_from_the_kernel(tmp_path):
     assert found.quota == 1.5
 
 
+def two_nodes(each: int, threads: int = 1):
+    """Two nodes of so many cores, CPUs numbered node by node; second threads after all first ones."""
+    count = 2 * each
+    siblings = {number: {number % count + count * turn for turn in range(threads)} for number in range(count * threads)}
+    nodes = {number: number % count // each for number in range(count * threads)}
+    return arrange(range(count * threads), siblings, None, nodes)
+
+
+def test_a_group_never_straddles_two_nodes_when_it_need_not():
+    """Groups of three on nodes of four: one a node, and single cores fill what is left of both."""
+    found = place(config(fast=Tier("small"), heavy=Tier("small", cores=3, workers=2)), two_nodes(4), {"small": SMALL})
+    where = {worker.name: (worker.cores, worker.nodes) for worker in found.workers}
+    assert where["heavy-0"] == ((0, 1, 2), (0,))
+    assert where["heavy-1"] == ((4, 5, 6), (1,))
+    assert {where["fast-0"], where["fast-1"]} == {((3,), (0,)), ((7,), (1,))}
+    assert found.warnings == ()
+
+
+def test_small_workers_leave_room_for_large_ones():
+    """A single core comes from the node that is broken into already, not from the whole one."""
+    found = placed(two_nodes(4), fast=Tier("small", workers=1), medium=Tier("small", cores=3, workers=1),
+                   heavy=Tier("small", cores=4, workers=1))  # fmt: skip
+    assert found == {"fast-0": (3,), "medium-0": (0, 1, 2), "heavy-0": (4, 5, 6, 7)}
+
+
+def test_a_group_that_must_straddle_says_so():
+    """Six cores on nodes of four: from the node with most, and told; its memory is bound to neither."""
+    found = place(config(heavy=Tier("small", cores=6, workers=1)), two_nodes(4), {"small": SMALL})
+    assert found.workers[0].nodes == (0, 1)
+    assert found.warnings[0].startswith("heavy-0 has cores of the memory nodes 0 and 1")
+    assert found.lines[-1] == found.warnings[0]
+
+
+def test_second_threads_of_a_near_node_come_after_physical_cores_of_a_far_one():
+    """`auto` never takes a second hardware thread, whatever the nodes: the next worker goes to the other node."""
+    found = placed(two_nodes(2, threads=2), fast=Tier("small"))
+    assert sorted(found.values()) == [(0,), (1,), (2,), (3,)]
+
+
+def test_one_node_is_not_named():
+    """Where there is one node, there is nothing to be near to."""
+    found = place(config(fast=Tier("small")), cores(2), {"small": SMALL})
+    assert [worker.nodes for worker in found.workers] == [(), ()]
+
+
+@pytest.mark.parametrize("tier", [Tier("small", workers=2, cores=[0, 2]), Tier("small", workers=4)])
+def test_two_workers_on_one_physical_core_are_told(tier):
+    """Listed cores, and numbers that spill over to second threads, are obeyed; and the price is named."""
+    found = place(config(fast=tier), cores(2, threads=2), {"small": SMALL})
+    assert "fast-1 and fast-0 share the physical core 0" in " ".join(found.warnings).replace("fast-2", "fast-1")
+    assert "each gets about half" in found.warnings[0]
+
+
+def test_one_worker_on_both_threads_of_a_core_is_nobodys_business():
+    """Only workers that take from each other are told."""
+    found = place(config(fast=Tier("small", workers=1, cores=[0, 2])), cores(2, threads=2), {"small": SMALL})
+    assert found.warnings == ()
+
+
+def test_quick_cores_come_first():
+    """On a processor of two kinds of cores `auto` starts with the quick ones, wherever their numbers are."""
+    where = arrange(range(6), {}, None, slow={0, 1, 2, 3})
+    assert placed(where, fast=Tier("small", workers=3)) == {"fast-0": (4,), "fast-1": (5,), "fast-2": (0,)}
+
+
+def fake_sys(root, online: str, nodes: dict[int, str], atoms: str = "", capacities: dict[int, int] | None = None):
+    """A /sys with these nodes; hybrid by Intel's list or by capacities."""
+    for node, numbers in nodes.items():
+        directory = root / f"sys/devices/system/node/node{node}"
+        directory.mkdir(parents=True)
+        (directory / "cpulist").write_text(numbers + "\n")
+    if atoms:
+        (root / "sys/devices/cpu_atom").mkdir(parents=True)
+        (root / "sys/devices/cpu_atom/cpus").write_text(atoms + "\n")
+    for number in parse_list(online):
+        directory = root / f"sys/devices/system/cpu/cpu{number}/topology"
+        directory.mkdir(parents=True)
+        (directory / "thread_siblings_list").write_text(f"{number}\n")
+        if capacities:
+            (directory.parent / "cpu_capacity").write_text(f"{capacities[number]}\n")
+    return root
+
+
+@pytest.mark.parametrize("hybrid", [{"atoms": "0-1"}, {"capacities": {0: 512, 1: 512, 2: 1024, 3: 1024}}])
+def test_nodes_and_kinds_of_cores_are_read_from_the_kernel(tmp_path, monkeypatch, hybrid):
+    """CPUs 4 and 5 are offline: they are in no affinity mask, whatever the nodes still list."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2, 3})
+    root = fake_sys(tmp_path, "0-3", {0: "0,2,4-5", 1: "1,3"}, **hybrid)
+    found = usable_cores(root)
+    assert [core.number for core in found.usable] == [2, 3, 0, 1]
+    assert found.nodes == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+def test_a_kernel_without_nodes_has_one(tmp_path, monkeypatch):
+    """No directory of nodes, no capacities: plain cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
+    found = usable_cores(fake_sys(tmp_path, "0-1", {}))
+    assert found.nodes == {}
+    assert [core.number for core in found.usable] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        (
+            "0::/a/b/c\n",
+            {"a/b/c/cpu.max": "max 100000", "a/b/cpu.max": "200000 100000", "a/cpu.max": "100000 50000"},
+            2.0,
+        ),
+        (
+            "0::/../outside\n",
+            {"cpu.max": "150000 100000"},
+            1.5,
+        ),  # in a container: its own group is the root of the mount
+        ("3:cpu:/x/y\n", {"cpu/x/cpu.cfs_quota_us": "50000", "cpu/x/cpu.cfs_period_us": "100000"}, 0.5),
+        ("3:cpu:/x\n0::/\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_the_least_quota_of_all_nested_groups_counts(tmp_path, groups, files, quota):
+    """cgroup v2 and v1, parents included, a container's view, no quota."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/fs/cgroup" / name).write_text(text + "\n")
+    assert usable_cores(tmp_path).quota == quota
+
+
 def test_kernel_lists():
     """The kernel writes 0-3,8."""
     assert parse_list("0-3,8\n") == {0, 1, 2, 3, 8}
