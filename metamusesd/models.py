@@ -1,7 +1,8 @@
 """Stage 0 · any process · which model files can be fetched, and the digest that names a file. Standard library only.
 
-The sha256 of its file names a model everywhere: in the cache's partitions, in results, in the configuration. Hashing
-100 GB at every start would take minutes, so digests are remembered beside the files, in `.digests.json`:
+The sha256 of its file names a model everywhere: in the cache's partitions, in results, in the configuration. One that
+is a directory has the sha256 of its files' digests and names. Hashing 100 GB at every start would take minutes, so
+digests are remembered beside the files, in `.digests.json`:
 
     {"SmolLM2-135M-Instruct.Q4_1.gguf": {"size": 98362432, "mtime_ns": 1763…, "digest": "sha256:b179…"}}
 
@@ -106,11 +107,13 @@ DEFAULTS = ("smollm2", "minilm")  # what `models fetch` brings when nothing is n
 
 
 def digest_of(path: str | Path, report: Report | None = None) -> str:
-    """`sha256:…` of the file, remembered beside it. Blocks for as long as hashing takes when it is not known yet.
+    """`sha256:…` of the file or directory, remembered in place. Blocks for as long as hashing takes if it is not known.
 
     Raises ModelNotFound. Any number of processes may call it at once; in a read-only directory each call hashes.
     """
     path = Path(path)
+    if _is_directory(path):
+        return _combined({file.name: digest_of(file, report) for file in _files(path)})
     stamp = _stamp(path)
     if known := known_digest(path):
         return known
@@ -121,8 +124,11 @@ def digest_of(path: str | Path, report: Report | None = None) -> str:
 
 
 def known_digest(path: Path) -> str:
-    """What is remembered of the file as it is now; empty: nothing. Never hashes, never raises."""
+    """What is remembered of it as it is now; empty: nothing. Never hashes a model, never raises."""
     try:
+        if _is_directory(path):
+            digests = {file.name: known_digest(file) for file in _files(path)}
+            return _combined(digests) if all(digests.values()) else ""
         stamp = _stamp(path)
     except ModelNotFound:
         return ""
@@ -130,6 +136,32 @@ def known_digest(path: Path) -> str:
     if isinstance(known, dict) and {key: known.get(key) for key in stamp} == stamp and _is_digest(known.get("digest")):
         return str(known["digest"])
     return ""
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the file, or of the directory's files. Raises ModelNotFound."""
+    return sum(_stamp(file)["size"] for file in (_files(path) if _is_directory(path) else [path]))
+
+
+def _is_directory(path: Path) -> bool:
+    """Path.is_dir raises where a directory on the way is closed to this user."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _files(directory: Path) -> list[Path]:
+    """What a directory's model consists of: its plain files, by name, but hidden ones. Raises ModelNotFound."""
+    try:
+        return sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise ModelNotFound(f"{directory}: cannot be read: {error.strerror}") from error
+
+
+def _combined(digests: dict[str, str]) -> str:
+    lines = "".join(f"{digest} {name}\n" for name, digest in digests.items())
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def hash_file(path: Path, report: Report | None = None) -> str:

@@ -7,9 +7,12 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from metamusesd import config as configuration
 from metamusesd.config import EMBEDDED, Config, Model
+from metamusesd.engines.choice import choose
+from metamusesd.engines.mistralrs.source import read_source
 from metamusesd.errors import ConfigError, MetamusesdError, QueueRefused, QueueUnavailable
 from metamusesd.gguf import read_header
 from metamusesd.models import digest_of
@@ -57,13 +60,18 @@ def _models(config: Config) -> Iterator[Finding]:
         yield Finding(line, wrong=True)
     for name in dict.fromkeys(model for tier in config.enabled_tiers().values() for model in tier.models):
         model = config.models[name]
-        engine = "llamacpp" if model.engine == "auto" else model.engine
+        engine = _engine(config, model)
         if (module := ENGINE_MODULES.get(engine)) and importlib.util.find_spec(module) is None:
             yield Finding(
                 f"models.{name}.engine: {engine} is not installed; run `pip install 'metamusesd[{engine}]'`", wrong=True
             )
-        if engine != "echo" and configuration.is_there(config.model_path(model)):
+        if engine != "echo" and configuration.is_model(config.model_path(model)):
             yield _file(config, name, model)
+
+
+def _engine(config: Config, model: Model) -> str:
+    """Whether a worker has a GPU makes no difference to which module it needs."""
+    return choose(model.engine, config.model_path(model), False)[0] if model.engine == "auto" else model.engine
 
 
 def _telemetry(config: Config) -> Iterator[Finding]:
@@ -84,7 +92,7 @@ def _telemetry(config: Config) -> Iterator[Finding]:
 def _file(config: Config, name: str, model: Model) -> Finding:
     path = config.model_path(model)
     try:
-        header, digest = read_header(path), digest_of(path)
+        (described, trained), digest = _described(path), digest_of(path)
     except MetamusesdError as error:
         return Finding(f"models.{name}.file: {error.message}; fetch it again or name another file", wrong=True)
     if model.digest and model.digest != digest:
@@ -93,15 +101,22 @@ def _file(config: Config, name: str, model: Model) -> Finding:
             "correct the digest or bring the right file",
             wrong=True,
         )
-    trained = header.of_architecture("context_length")
-    if isinstance(trained, int) and model.context > trained:
+    if trained and model.context > trained:
         return Finding(
             f"models.{name}.context: {model.context} is too large; the model was made for {trained}", wrong=True
         )
-    return Finding(
-        f"models.{name}: {path.name}, {header.architecture} {header.parameters / 1e6:.0f} M {header.quantization}, "
-        f"context {model.context}, {digest[:19]}…"
-    )
+    return Finding(f"models.{name}: {path.name}, {described}, context {model.context}, {digest[:19]}…")
+
+
+def _described(path: Path) -> tuple[str, int]:
+    """What the model is, and the context that it was made for; 0: nobody says."""
+    if path.is_dir():
+        source = read_source(str(path))
+        return f"{source.architecture}, safetensors", source.trained_context
+    header = read_header(path)
+    trained = header.of_architecture("context_length")
+    text = f"{header.architecture} {header.parameters / 1e6:.0f} M {header.quantization}"
+    return text, trained if isinstance(trained, int) else 0
 
 
 def _placement(config: Config) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from metamusesd.config.load import DEFAULT_FILE, load
 from metamusesd.config.loopback import loopback
-from metamusesd.config.missing import is_there, missing_embedder, missing_models
+from metamusesd.config.missing import is_model, is_there, missing_embedder, missing_models
 from metamusesd.config.observing import Health, Log, Telemetry
 from metamusesd.config.options import (
     CLASSES,
@@ -44,6 +44,7 @@ __all__ = [
     "Telemetry",
     "Tenant",
     "Tier",
+    "is_model",
     "is_there",
     "load",
     "loopback",

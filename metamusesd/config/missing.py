@@ -15,6 +15,11 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def is_model(path: Path) -> bool:
+    """A file, or a directory that says what model it holds."""
+    return is_there(path) or is_there(path / "config.json")
+
+
 def is_closed(path: Path) -> bool:
     """This user may not even see whether it is there."""
     try:
@@ -37,7 +42,7 @@ def missing_models(config: Config) -> list[str]:
                 lines.append(
                     f"models.{name}.file: {path} is closed to this user; run this as root or the daemon's user"
                 )
-            elif model.engine != "echo" and not is_there(path):
+            elif model.engine != "echo" and not is_model(path):
                 lines.append(
                     f"models.{name}.file: {path} does not exist (tier {tier_name}); "
                     "run `metamusesd models fetch` or set daemon.models_dir"

@@ -20,9 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metamusesd.board import MAX_ROWS
-from metamusesd.config import Config, Model, Tier, is_there
+from metamusesd.config import Config, Model, Tier, is_model
 from metamusesd.control import WorkerSpec
 from metamusesd.errors import ConfigError
+from metamusesd.models import size_of
 from metamusesd.supervisor.cpus import Cores
 
 CORE_BYTES_S = 8e9  # of a model's weights that a core reads while it decodes: measured on small ones, else a guess
@@ -92,9 +93,9 @@ def place(
 
 
 def model_sizes(config: Config) -> dict[str, int]:
-    """Bytes of every model file that is there, by model name."""
+    """Bytes of every model that is there, by its name."""
     paths = {name: config.model_path(model) for name, model in config.models.items() if model.file}
-    return {name: path.stat().st_size for name, path in paths.items() if is_there(path)}
+    return {name: size_of(path) for name, path in paths.items() if is_model(path)}
 
 
 class _Pool:

@@ -189,9 +189,7 @@ class MistralEngine:
         """Its next token, or its end."""
         count = self._tokens(sequence, said)
         first = not sequence.first_ns
-        if first:
-            sequence.first_ns = time.perf_counter_ns()
-            self._computed += sequence.prompt_tokens
+        sequence.first_ns = sequence.first_ns or time.perf_counter_ns()
         sequence.generated += count
         self._generated += count
         if said.text or count:
@@ -206,6 +204,7 @@ class MistralEngine:
             return 1
         sequence.prompt_tokens, sequence.cached = usage.prompt, usage.cached
         self._hits += usage.cached > 0
+        self._computed += usage.prompt - usage.cached
         self._prefill_rate += DRIFT * (usage.prompt_rate - self._prefill_rate)
         return max(0, usage.completion - said.ended - sequence.generated)
 

@@ -115,7 +115,7 @@ class Model:
 
 
 def _surround(spec: EngineSpec) -> None:
-    """What mistral.rs takes from the environment, once, when it is first used in a process."""
+    """What mistral.rs takes from the environment, once: the log's level at its import, the rest at its first use."""
     os.environ["RAYON_NUM_THREADS"] = os.environ["TOKIO_WORKER_THREADS"] = str(spec.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("RUST_LOG", "off")  # it would go to stdout

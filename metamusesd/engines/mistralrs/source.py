@@ -27,6 +27,7 @@ class Source:
 
     architecture: str
     vocabulary: int
+    trained_context: int  # 0: it does not say
     template: str
     bos: str
     eos: str
@@ -53,7 +54,9 @@ def _of_gguf(path: str) -> Source:
     named = [(text, kind == CONTROL) for text, kind in kinds if kind in (CONTROL, USER_DEFINED)]
     bos, eos = (_text(tokens, entries.get(f"tokenizer.ggml.{which}_token_id")) for which in ("bos", "eos"))
     begins = bool(entries.get("tokenizer.ggml.add_bos_token", False)) and bool(bos)
-    return Source(header.architecture, len(tokens), template, bos, eos, begins, _controls(named, template))
+    trained = header.of_architecture("context_length")
+    trained = trained if isinstance(trained, int) else 0
+    return Source(header.architecture, len(tokens), trained, template, bos, eos, begins, _controls(named, template))
 
 
 def _text(tokens: list[str], token: Any) -> str:
@@ -71,6 +74,7 @@ def _of_directory(place: Path) -> Source:
     return Source(
         architecture=str(names[0]),
         vocabulary=_vocabulary(config, place),
+        trained_context=_of_text(config, "max_position_embeddings") or 0,
         template=template,
         bos=_spelling(words.get("bos_token")),
         eos=_spelling(words.get("eos_token")),
@@ -80,11 +84,17 @@ def _of_directory(place: Path) -> Source:
 
 
 def _vocabulary(config: dict[str, Any], place: Path) -> int:
-    inner = config.get("text_config")
-    size = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
-    if not isinstance(size, int) or size < 1:
-        raise ModelLoadFailed(f"{place / 'config.json'}: vocab_size is {size!r}; it must be a whole number above 0")
+    size = _of_text(config, "vocab_size")
+    if size is None:
+        raise ModelLoadFailed(f"{place / 'config.json'}: it has no vocab_size, a whole number above 0")
     return size
+
+
+def _of_text(config: dict[str, Any], key: str) -> int | None:
+    """A number above 0 of the model, or of the part of it that makes text."""
+    inner = config.get("text_config")
+    value = config.get(key, inner.get(key) if isinstance(inner, dict) else None)
+    return value if type(value) is int and value > 0 else None
 
 
 def _template(place: Path, words: dict[str, Any]) -> str:
