@@ -13,7 +13,7 @@ umask 022 # the service reads what root writes here
 unset MODELS_DIR METAMUSESD_CONFIG # the checkout's own; the service has its file
 
 NAME=metamusesd
-PREFIX=${PREFIX:-/opt/$NAME} DESTDIR=${DESTDIR:-} PYTHON=${PYTHON:-python3} EXTRAS=${EXTRAS:-llamacpp,cache}
+PREFIX=${PREFIX:-/opt/$NAME} DESTDIR=${DESTDIR:-} PYTHON=${PYTHON:-python3} EXTRAS=${EXTRAS:-llamacpp,cache${GPU:+,gpu}}
 SOURCE=$(cd "$(dirname "$0")/.." && pwd)
 BASE=$DESTDIR$PREFIX LOCAL=$DESTDIR/usr/local UNITS=$DESTDIR/usr/local/lib/systemd/system
 CONFIG=/etc/$NAME/$NAME.toml STATE=/var/lib/$NAME
