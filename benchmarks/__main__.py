@@ -1,6 +1,7 @@
 """The door to all benchmarks · bench process · dispatches a name to its module, imported only when asked for.
 
-python -m benchmarks engine|queue|cache|routing|schedule|scrape|faults [--json OUT] [--quick] [--case NAME]
+python -m benchmarks engine|queue|cache|routing|schedule|scrape|correctness|faults|agreement
+    [--json OUT] [--quick] [--case NAME]
 python -m benchmarks build-llama-server [--dir DIR] [--jobs N]
 """
 
@@ -11,7 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "faults")
+NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "correctness", "faults", "agreement")
 
 
 def main(arguments: list[str]) -> int:

@@ -89,6 +89,7 @@ class MistralEngine:
         self._preparer = Preparer(self._model, source, spec, context)
         self._live: dict[int, Sequence] = {}  # by order of admission
         self._orders: dict[int, int] = {}  # handle → order
+        self._ghosts: list[Stream] = []  # cancelled, and perhaps still computed for until their next token
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._order = self._failures = 0
         self._last_ns = self._step_ns = self._hits = self._queries = self._computed = self._generated = 0
@@ -136,6 +137,7 @@ class MistralEngine:
         order = self._orders.get(handle)
         if order is None:
             return False
+        self._ghosts.append(self._live[order].stream)
         self._leave(order)
         return True
 
@@ -146,7 +148,10 @@ class MistralEngine:
             sequence.prepared = sequence.prepared.promoted(priority)
 
     def busy(self) -> bool:
-        return bool(self._live)
+        """Also while mistral.rs computes for nobody any more: whoever tokenizes then has to wait for it."""
+        if self._ghosts:
+            self._ghosts = [stream for stream in self._ghosts if stream.alive]
+        return bool(self._live or self._ghosts)
 
     def step(self, interrupted: Interrupted = never) -> list[Event]:
         events: list[Event] = []
@@ -175,6 +180,8 @@ class MistralEngine:
                 break
             if time.monotonic() > until_s and time.process_time() - computed_s > COMPUTING * PATIENCE_S:
                 break
+        if not self._live:
+            time.sleep(LOOK_S)
         return []
 
     def _more(self) -> list[Heard]:

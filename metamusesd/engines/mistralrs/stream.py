@@ -46,7 +46,13 @@ class Stream:
         """`opened` sends the request and may block; it runs on the thread, so that the step loop never does."""
         self._order, self._opened, self._into = order, opened, into
         self._dropped = False
-        threading.Thread(target=self._run, name=f"sequence-{order}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=f"sequence-{order}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """mistral.rs has not been let go of: dropped or not, it may compute for this sequence."""
+        return self._thread.is_alive()
 
     def drop(self) -> None:
         """Nothing of it is wanted any more. Never blocks."""
