@@ -1,6 +1,6 @@
 """The door to all benchmarks · bench process · dispatches a name to its module, imported only when asked for.
 
-python -m benchmarks engine|queue|cache|routing|schedule|scrape|correctness|faults|agreement
+python -m benchmarks engine|queue|cache|routing|schedule|scrape|correctness|faults|operate|agreement
     [--json OUT] [--quick] [--case NAME]
 python -m benchmarks build-llama-server [--dir DIR] [--jobs N]
 """
@@ -12,7 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "correctness", "faults", "agreement")
+NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "correctness", "faults", "operate", "agreement")
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=("ours", "yardstick"), help="run one side; ratios stay empty")
     parser.add_argument("--model", type=Path, help="GGUF file (default: the demo model)")
     parser.add_argument("--cores", help="cores of both sides, such as 0,1 (default: all that this process may use)")
-    parser.add_argument("--minutes", type=float, help="faults: how long chaos lasts (default 5)")
+    parser.add_argument(
+        "--minutes", type=float, help="faults, operate: how long chaos (default 5) or the soak (60) lasts"
+    )
     parser.add_argument("--seed", type=int, help="faults: of the jobs and of the faults (default: random, printed)")
     parser.add_argument(
         "--appendfsync", choices=("always", "everysec"), default="always", help="faults: of the embedded Redis"
