@@ -231,6 +231,15 @@ def _check(config: Config) -> list[str]:
                 mistakes.append(
                     f"tiers.{name}.{key}: {named!r} is not in [models] ({known}); add [models.{named or 'NAME'}]"
                 )
+    for name, tier in config.tiers.items():
+        for gpu in tier.gpus:
+            parts = str(gpu).split("+")
+            if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Za-z/-]+", part) for part in parts) or len(set(parts)) < len(
+                parts
+            ):
+                mistakes.append(
+                    f"tiers.{name}.gpus: {gpu!r} is no GPU; use an index, a UUID (GPU-…), or several as 0+1"
+                )
     for name in config.classes:
         if name not in CLASSES:
             mistakes.append(f"classes.{name}: no such class; use one of {', '.join(CLASSES)}")

@@ -267,7 +267,9 @@ class Tier:
     cores: int | str | list[int] = option(
         "auto", "Cores a worker: a number, a list of core numbers for the tier, or `auto`.", least=1
     )
-    gpus: list[int | str] = option([], "GPU indices or UUIDs, one worker each.")
+    gpus: list[int | str] = option(
+        [], 'GPU indices or UUIDs, one worker each; "0+1" is one worker whose layers are split over both.'
+    )
     slots: int = option(8, "Sequences that one worker generates at a time.", least=1, most=256)
     reserve_slots: int = option(
         4, "More sequences that a worker holds while higher classes pre-empt them.", least=0, most=256

@@ -256,7 +256,7 @@ def _specs(demand: Demand, nodes: Mapping[int, int]) -> list[WorkerSpec]:
     slots = [tier.slots] * count
     if tier.concurrency:
         slots = [max(1, tier.concurrency // count + (index < tier.concurrency % count)) for index in range(count)]
-    gpus: list[tuple[str, ...]] = [(str(gpu),) for gpu in tier.gpus] or [()] * count
+    gpus: list[tuple[str, ...]] = [tuple(str(each).split("+")) for each in tier.gpus] or [()] * count
     return [
         WorkerSpec(
             f"{demand.name}-{index}",

@@ -1,5 +1,6 @@
 """metamusesd.config and etc/metamusesd.toml."""
 
+import json
 import re
 import tomllib
 from dataclasses import MISSING, fields, replace
@@ -29,6 +30,13 @@ def uncommented() -> str:
 def test_sample_as_shipped_is_the_default(tmp_path: Path) -> None:
     """The sample, used as it is, configures exactly what no file at all configures."""
     assert replace(load(SAMPLE, environ={}), source="") == replace(Config(), source="")
+
+
+@pytest.mark.parametrize("gpu", ["0,1", "0+0", "cuda:0", "0+", -1])
+def test_what_is_no_gpu_is_named(gpu: object) -> None:
+    """An index, a UUID, or several of them; CUDA's own spellings are refused, and so is one GPU twice."""
+    with pytest.raises(ConfigError, match=r"tiers\.fast\.gpus: .* is no GPU"):
+        load(overrides={"tiers.fast.gpus": json.dumps([gpu])}, environ={})
 
 
 def test_sample_names_every_option_with_its_default(tmp_path: Path) -> None:

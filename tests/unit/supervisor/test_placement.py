@@ -100,6 +100,8 @@ def test_gpu_workers_have_a_gpu_and_a_core_each():
     """One worker a GPU, on one core."""
     found = place(config(fast=Tier("large", gpus=[0, "GPU-1"])), cores(4), {"large": LARGE})
     assert [(worker.gpus, worker.cores) for worker in found.workers] == [(("0",), (0,)), (("GPU-1",), (1,))]
+    [both] = place(config(fast=Tier("large", gpus=["0+GPU-1"])), cores(4), {"large": LARGE}).workers
+    assert both.gpus == ("0", "GPU-1")
 
 
 def test_echo_workers_are_not_pinned():
