@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Report, absolute
+from benchmarks.report import Report, absolute, compare
 from metamusesd.config import DEMO_MODEL
 from metamusesd.engines.base import Engine, EngineSpec, Finished, Task, Token
 from metamusesd.engines.choice import make_engine
@@ -51,6 +53,20 @@ class Answer:
     logprobs: list[float]
     margins: list[float]
     prompt_tokens: int
+    decode_s: float  # of all tokens but the first
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one engine said and cost. `private_mib`: memory that its load took and that no other process shares."""
+
+    answers: list[Answer]
+    load_s: float
+    private_mib: float
+
+    @property
+    def rate(self) -> float:
+        return sum(len(each.logprobs) - 1 for each in self.answers) / sum(each.decode_s for each in self.answers)
 
 
 @dataclass(frozen=True)
@@ -86,20 +102,32 @@ def run(options: argparse.Namespace) -> Report:
     report = Report(benchmark="agreement", command=options.command)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     prompts = PROMPTS[:4] if options.quick else PROMPTS
-    ours = _all("llamacpp", prompts)
-    other = _all("mistralrs", prompts)
-    pairs = [Pair(*each) for each in zip(prompts, ours, other, strict=True)]
+    ours, other = _ask("llamacpp", prompts), _ask("mistralrs", prompts)
+    pairs = [Pair(*each) for each in zip(prompts, ours.answers, other.answers, strict=True)]
     _rows(report, pairs)
+    against = "mistral.rs"
+    report.rows += [
+        compare("decode rate", "one sequence, one core", "tokens/s", [(ours.rate, other.rate)], against=against),
+        compare("load", "with a first answer", "s", [(ours.load_s, other.load_s)], against=against),
+        compare("private memory", "of the load", "MiB", [(ours.private_mib, other.private_mib)], against=against),
+    ]
     report.notes += [_line(pair) for pair in pairs]
     return report
 
 
-def _all(engine: str, prompts: tuple[str, ...]) -> list[Answer]:
+def _ask(engine: str, prompts: tuple[str, ...]) -> Side:
+    before_mib, started_s = _private_mib(), time.perf_counter()
     path = os.path.join(os.environ.get("MODELS_DIR", "models"), DEMO_MODEL)
     made = make_engine(EngineSpec(engine, "smollm2", path, slots=1, reserve_slots=0, context=512))
+    load_s, private_mib = time.perf_counter() - started_s, _private_mib() - before_mib
     answers = [_answer(made, handle, prompt) for handle, prompt in enumerate(prompts)]
     made.close()
-    return answers
+    return Side(answers, load_s, private_mib)
+
+
+def _private_mib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def _answer(engine: Engine, handle: int, prompt: str) -> Answer:
@@ -116,7 +144,7 @@ def _answer(engine: Engine, handle: int, prompt: str) -> Answer:
                 end = event
     words = [str(entry["token"]) for entry in entries] + ([END] if end.reason == "stop" else [])
     margins = [entry["top"][0]["logprob"] - entry["top"][1]["logprob"] for entry in entries]
-    return Answer(words, [entry["logprob"] for entry in entries], margins, end.prompt_tokens)
+    return Answer(words, [entry["logprob"] for entry in entries], margins, end.prompt_tokens, end.decode_ms / 1000)
 
 
 def _rows(report: Report, pairs: list[Pair]) -> None:

@@ -90,6 +90,16 @@ def test_missing_and_broken_files_are_typed(tmp_path: Path) -> None:
         make_mistral(tmp_path / "whole", gpu_layers=20)
 
 
+def test_options_reach_mistral_rs(tmp_path: Path) -> None:
+    """Quantized while loading, with few cached sequences: it answers."""
+    options = {"in_situ_quant": "Q8_0", "cached_sequences": 1}
+    engine = make_mistral(make_tiny_model(tmp_path / "tiny"), options=options)
+    run = Run(engine)
+    handle = run.admit(WORDS, params={"ignore_eos": True})
+    assert run.finish().end(handle).completion_tokens == 8
+    engine.close()
+
+
 def test_auto_goes_by_format(tmp_path: Path) -> None:
     """Every row of the table; and an engine that cannot read what is there is refused with one that can."""
     for (found, has_gpu), (engine, why) in AUTO.items():
