@@ -221,35 +221,10 @@ def _problem(value: Any, wanted: Any, bounds: Mapping[str, Any]) -> str:
 
 def _check(config: Config) -> list[str]:
     """What only the whole can tell: names that do not exist, paths that are too long."""
-    mistakes = []
-    for name, tier in config.tiers.items():
-        if name not in TIERS:
-            mistakes.append(f"tiers.{name}: no such tier; use one of {', '.join(TIERS)}")
-        for named in tier.models if tier.enabled else ():
-            if named not in config.models:
-                key, known = "model" if named == tier.model else "more_models", ", ".join(config.models) or "none yet"
-                mistakes.append(
-                    f"tiers.{name}.{key}: {named!r} is not in [models] ({known}); add [models.{named or 'NAME'}]"
-                )
-    for name, tier in config.tiers.items():
-        for gpu in tier.gpus:
-            parts = str(gpu).split("+")
-            if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Za-z/-]+", part) for part in parts) or len(set(parts)) < len(
-                parts
-            ):
-                mistakes.append(
-                    f"tiers.{name}.gpus: {gpu!r} is no GPU; use an index, a UUID (GPU-…), or several as 0+1"
-                )
+    mistakes = _check_tiers(config) + _check_models(config)
     for name in config.classes:
         if name not in CLASSES:
             mistakes.append(f"classes.{name}: no such class; use one of {', '.join(CLASSES)}")
-    for name, model in config.models.items():
-        if model.engine != "echo" and not model.file:
-            mistakes.append(f"models.{name}.file: missing; name a GGUF file")
-        mistakes += [
-            f'models.{name}.canary."{prompt}": {text!r} is no text; give what the answer must contain, or ""'
-            for prompt, text in model.canary.items() if not isinstance(text, str)
-        ]  # fmt: skip
     if not config.enabled_tiers():
         mistakes.append("tiers: none is enabled; enable one")
     mistakes += _check_routing(config) + _check_addresses(config)
@@ -263,6 +238,41 @@ def _check(config: Config) -> list[str]:
             mistakes.append(f"cache.exact_domains: {domain!r} is no domain; use {', '.join(DOMAINS)}")
     if not re.match(r"^[A-Za-z0-9_-]{1,100}$", config.cache.collection):
         mistakes.append("cache.collection: not a name; use 1 to 100 of A-Z a-z 0-9 _ -")
+    return mistakes
+
+
+def _check_tiers(config: Config) -> list[str]:
+    mistakes = []
+    for name, tier in config.tiers.items():
+        if name not in TIERS:
+            mistakes.append(f"tiers.{name}: no such tier; use one of {', '.join(TIERS)}")
+        for named in tier.models if tier.enabled else ():
+            if named not in config.models:
+                key, known = "model" if named == tier.model else "more_models", ", ".join(config.models) or "none yet"
+                mistakes.append(
+                    f"tiers.{name}.{key}: {named!r} is not in [models] ({known}); add [models.{named or 'NAME'}]"
+                )
+        mistakes += [
+            f"tiers.{name}.gpus: {gpu!r} is no GPU; use an index, a UUID (GPU-…), or several as 0+1"
+            for gpu in tier.gpus if not _are_gpus(str(gpu).split("+"))
+        ]  # fmt: skip
+    return mistakes
+
+
+def _are_gpus(parts: list[str]) -> bool:
+    known = all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Za-z/-]+", part) for part in parts)
+    return known and len(set(parts)) == len(parts)
+
+
+def _check_models(config: Config) -> list[str]:
+    mistakes = []
+    for name, model in config.models.items():
+        if model.engine != "echo" and not model.file:
+            mistakes.append(f"models.{name}.file: missing; name a GGUF file")
+        mistakes += [
+            f'models.{name}.canary."{prompt}": {text!r} is no text; give what the answer must contain, or ""'
+            for prompt, text in model.canary.items() if not isinstance(text, str)
+        ]  # fmt: skip
     return mistakes
 
 
