@@ -224,6 +224,10 @@ def test_logprobs_have_their_shape(engine: Any) -> None:
         assert len(entry["top"]) == 3
         assert entry["logprob"] == entry["top"][0]["logprob"] <= 0
         assert entry["top"][0]["logprob"] >= entry["top"][1]["logprob"]
+    handle = run.admit(WORDS, params={"logprobs": 0, "max_tokens": 1, "ignore_eos": True})
+    run.finish()
+    (alone,) = [event.logprobs for event in run.of(handle) if isinstance(event, Token)]
+    assert alone == [entries[0] | {"top": []}]
 
 
 def test_a_bias_forces_and_bans(engine: Any) -> None:
@@ -418,18 +422,17 @@ os._exit(0)
 """
 
 
-def probe(place: Path, *before: str) -> subprocess.CompletedProcess[str]:
-    make_tiny_model(place)
-    command = [*before, sys.executable, "-c", PROBE, str(place)]
-    environment = {name: value for name, value in os.environ.items() if name != "RUST_LOG"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, check=False)
-
-
 def test_threads_stay_on_the_pinned_core_and_stdout_stays_empty(tmp_path: Path) -> None:
-    """In a process that was pinned before, every thread is pinned, there are a handful, and the log goes nowhere."""
+    """In a process that was pinned before, every thread is pinned, there are a handful, the log goes nowhere, and
+    nothing is written into a home."""
     needs_mistralrs()
-    done = probe(tmp_path / "tiny")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "RUST_LOG"} | {"HOME": str(home)}
+    command = [sys.executable, "-c", PROBE, str(make_tiny_model(tmp_path / "tiny"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
     assert done.stdout == ""
     count, cores = done.stderr.split(" ", 1)
     assert int(count) <= 8

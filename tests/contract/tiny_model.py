@@ -15,7 +15,7 @@ from metamusesd.engines.template import CHATML
 CONTROLS = ("<|im_start|>", "<|im_end|>", "<|begin|>", "<|endoftext|>")
 VOCABULARY = 256 + len(CONTROLS)
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-WIDTH, INNER, LAYERS, HEADS, CONTEXT = 64, 128, 2, 4, 1024
+WIDTH, INNER, LAYERS, HEADS, CONTEXT = 64, 128, 2, 4, 8192
 
 
 def make_tiny_model(place: Path, template: str = CHATML, begins: bool = False) -> Path:

@@ -105,7 +105,8 @@ class Model:
         try:
             with self._lock:
                 chunks = self._runner.send_chat_completion_request(request)
-            yield from map(_said, chunks)
+            for chunk in chunks:
+                yield _said(chunk, sampling.get("top_logprobs") or 0)
         except ValueError as error:
             raise _translated(str(error)) from error
 
@@ -129,20 +130,20 @@ def _surround(spec: EngineSpec) -> None:
         raise ModelLoadFailed(f"options.{unknown[0]} is no option of engine mistralrs; it knows {', '.join(OPTIONS)}")
 
 
-def _said(chunk: Any) -> Said:
+def _said(chunk: Any, alternatives: int) -> Said:
     choice, usage = chunk.choices[0], chunk.usage
     reason = choice.finish_reason or ""
     return Said(
         text=choice.delta.content or "",
         reason="length" if "length" in reason else "stop" if reason else "",
         ended=reason == "stop" and choice.stop_sequence is None,
-        logprobs=[_logprobs(choice.logprobs)] if choice.logprobs is not None else None,
+        logprobs=[_logprobs(choice.logprobs, alternatives)] if choice.logprobs is not None else None,
         usage=_usage(usage) if usage is not None else None,
     )
 
 
-def _logprobs(entry: Any) -> dict[str, Any]:
-    top = [{"token": other.bytes or "", "logprob": other.logprob} for other in entry.top_logprobs]
+def _logprobs(entry: Any, alternatives: int) -> dict[str, Any]:
+    top = [{"token": other.bytes or "", "logprob": other.logprob} for other in entry.top_logprobs[:alternatives]]
     return {"token": entry.token, "logprob": entry.logprob, "top": top}
 
 

@@ -127,7 +127,7 @@ class Preparer:
         sampling: dict[str, Any] = {
             "temperature": temperature,
             "top_p": _or(params.top_p, spec.default_top_p),
-            "top_k": _or(params.top_k, DEFAULT_TOP_K) or None,
+            "top_k": _or(params.top_k, DEFAULT_TOP_K) or self._source.vocabulary,
             "min_p": _or(params.min_p, 0.0),
             "repetition_penalty": _or(params.repeat_penalty, 1.0),
             "presence_penalty": _or(params.presence_penalty, 0.0),
