@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from metamusesd.client import Client
 from tests.contract.tiny_model import make_tiny_model
-from tests.process.daemon_rig import Daemon, ended, running
+from tests.process.daemon_rig import PATIENCE_S, Daemon, ended
 
 CONFIG = """
 [daemon]
@@ -64,6 +65,13 @@ async def submit(client: Client, count: int, tokens: int) -> list[str]:
     return [f"j{number}" for number in range(count)]
 
 
+async def speaking(client: Client, id: str) -> None:
+    """Until its first token was written down."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not any(event.kind == "token" for event in await client.history(id)):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_directory_is_served_on_its_core(daemon: Tiny) -> None:
     """Jobs are done, equal ones alike, by the engine of `auto`, whose reason is in the log; every thread of the worker
     has one core, and mistral.rs' own log is nowhere."""
@@ -90,7 +98,7 @@ async def test_a_dead_worker_loses_no_job(daemon: Tiny) -> None:
     """SIGKILL in the middle: the next worker loads the model and does them all, and each once."""
     async with daemon.client() as client:
         jobs = await submit(client, 3, 3000)
-        await running(client, jobs, 2)
+        await speaking(client, jobs[0])
         os.kill(daemon.worker_pids()[0], signal.SIGKILL)
         results = await ended(client, jobs)
         stories = [[event.kind for event in await client.history(job)] for job in jobs]
