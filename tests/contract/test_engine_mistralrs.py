@@ -90,6 +90,19 @@ def test_missing_and_broken_files_are_typed(tmp_path: Path) -> None:
         make_mistral(tmp_path / "whole", gpu_layers=20)
 
 
+def test_a_model_that_cannot_answer_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer is part of the load: a failure there, a panic as well, is the model's."""
+    needs_mistralrs()
+
+    def fail(*_: Any) -> Iterator[Any]:
+        raise BaseException("panic")
+        yield
+
+    monkeypatch.setattr("metamusesd.engines.mistralrs.native.Model.run", fail)
+    with pytest.raises(ModelLoadFailed, match="cannot answer: panic"):
+        make_mistral(make_tiny_model(tmp_path / "tiny"))
+
+
 def test_options_reach_mistral_rs(tmp_path: Path) -> None:
     """Quantized while loading, with few cached sequences: it answers."""
     options = {"in_situ_quant": "Q8_0", "cached_sequences": 1}

@@ -106,8 +106,11 @@ class MistralEngine:
         sampling = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True}
         try:
             times = [(time.perf_counter(), said) for said in self._model.run(WARM_UP, sampling)]
-        except MetamusesdError as error:
-            raise ModelLoadFailed(f"{self._spec.model_path}: it loads, and cannot answer: {error.message}") from error
+        except BaseException as error:  # a panic of Rust is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            problem = f"{self._spec.model_path}: it loads, and cannot answer: {str(error)[:600]}"
+            raise ModelLoadFailed(problem) from error
         if times[1:]:
             self._decode_rate = (len(times) - 1) / max(1e-6, times[-1][0] - times[0][0])
         if times and (usage := times[-1][1].usage) is not None:
