@@ -55,7 +55,7 @@ def _worker(config: Config, worker: WorkerSpec, *, on_gpu: bool) -> Part:
     if header is None:
         return Part(worker.name, PROCESS_BYTES, "its process, about")
     spec = EngineSpec("llamacpp", worker.model, slots=worker.slots, reserve_slots=worker.reserve_slots,
-                      kv_cells=model.kv_cells)  # fmt: skip
+                      kv_cells=model.kv_cells, options=model.options)  # fmt: skip
     trained = header.of_architecture("context_length")
     context = min(model.context, trained) if isinstance(trained, int) else model.context
     cells, each = cell_count(spec, context), cell_bytes(header)

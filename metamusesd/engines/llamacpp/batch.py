@@ -14,6 +14,7 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
 5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
    takes part may one large chunk take up to `LARGE_CAP_S`, for small ones cost a quarter more in sum, and twice as much
    behind a long prompt. A cancel breaks it off on a CPU; a critical job waits for its end.
+6. Where chunks have a fixed length, it counts alone: how a prompt is cut must not depend on the clock.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Budget:
     large_s: float  # the same in a chunk of LARGE_CHUNK tokens and more
     prefill_ratio: float
     credit_s: float
+    chunk: int = 0  # tokens of every prompt chunk; 0: as many as fit the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
     yielding = tuple(view.key for view in views if view.key not in chosen)
     if first is None:
         return Plan(decode, (), yielding)
+    if budget.chunk:
+        return Plan(decode, ((first.key, min(budget.chunk, first.remaining)),), yielding)
     whole_s = budget.chunk_s + first.remaining * budget.large_s
     if not decode:
         return Plan((), ((first.key, _alone(first, budget)),), yielding)

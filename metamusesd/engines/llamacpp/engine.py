@@ -7,7 +7,9 @@ Determinism. A draw depends on (seed, position) alone, and greedy decoding on no
 themselves depend a little on what else is there: llama.cpp picks other kernels for other batch sizes, and sums
 attention in the order in which the cells lie, so floats round differently (up to 1.1 logits of noise was measured on a
 4-bit model). Equal requests give equal tokens when batches have equal shapes and the KV cache an equal layout, for
-instance alone after a start; beside others they may part where two tokens are nearly equally likely.
+instance alone after a start; beside others they may part where two tokens are nearly equally likely. With the option
+`deterministic` shapes and layout are always equal: each sequence has cells of its own, which no other is computed
+with, copied into or evicted for. docs/engines.md says what that costs.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from metamusesd.engines.base import (
 )  # fmt: skip
 from metamusesd.engines.llamacpp import batch
 from metamusesd.engines.llamacpp.calibrate import calibrate
-from metamusesd.engines.llamacpp.footprint import cell_count
+from metamusesd.engines.llamacpp.footprint import cell_count, wants_exact
 from metamusesd.engines.llamacpp.memory import Memory
 from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer, dead_end
@@ -43,6 +45,7 @@ from metamusesd.errors import EngineFailed, ModelLoadFailed, NoCapacity
 from metamusesd.job import Priority
 
 BATCH_TOKENS = 512
+EXACT_CHUNK = 32  # prompt tokens of every step in the mode `deterministic`
 CACHED_SEQUENCES = 16
 IDLE_CELLS = 1280  # cached and unused: 1 024 of them made a decode step 4 % dearer, 2 048 9 %
 
@@ -60,7 +63,8 @@ class LlamaEngine:
                 f"{spec.model_path}: {self._model.architecture} does not generate text token by token"
             )
         context = min(spec.context, self._model.trained_context)
-        shares = self._model.shares_prefixes
+        exact = wants_exact(spec)
+        shares = self._model.shares_prefixes and not exact
         cached = int(spec.options.get("cached_sequences", CACHED_SEQUENCES)) if shares else 0
         sequences = spec.slots + spec.reserve_slots + cached
         limit = max(BATCH_TOKENS, spec.slots)
@@ -74,7 +78,8 @@ class LlamaEngine:
         self._orders: dict[int, int] = {}  # handle → order
         self._order = 0
         self._credit_s = batch.CREDIT_CAP_S
-        self._rates = Rates()
+        self._chunk = EXACT_CHUNK if exact else 0
+        self._rates = Rates(single=exact)
         self._mixes = spec.gpu_layers > 0  # there a batch costs one pass over the weights, whatever its length
         self._step_ns = self._hits = self._queries = self._computed = self._generated = self._preempted = 0
         self.info = self._describe(context, shares)
@@ -171,6 +176,7 @@ class LlamaEngine:
         past = self._live[first.key].hold.past if first is not None else 0
         return batch.Budget(
             slots=self._spec.slots,
+            chunk=self._chunk,
             chunk_limit=self._context.limit,
             decode_s=self._rates.decode_cost_s(decodes),
             chunk_s=self._rates.chunk_s * self._rates.prefill_drift,

@@ -19,10 +19,25 @@ PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small m
 
 
 def cell_count(spec: EngineSpec, context: int) -> int:
-    """How many cells the KV cache has: as told, else room for one full context and half a thousand tokens a slot."""
+    """How many cells the KV cache has: as told, else room for one full context and 768 tokens a slot.
+
+    Where each sequence has cells of its own (`wants_exact`), all of them have room for a full context.
+    """
+    if wants_exact(spec):
+        return (spec.slots + spec.reserve_slots) * rounded(context)
     most = (spec.slots + spec.reserve_slots) * context
     wanted = spec.kv_cells or min(most, context + 768 * spec.slots)
-    return (max(wanted, context) + 255) // 256 * 256
+    return rounded(max(wanted, context))
+
+
+def rounded(cells: int) -> int:
+    """llama.cpp makes cells by the 256."""
+    return (cells + 255) // 256 * 256
+
+
+def wants_exact(spec: EngineSpec) -> bool:
+    """Whether answers shall be equal to the bit whatever else runs: the option `deterministic`."""
+    return bool(spec.options.get("deterministic", False))
 
 
 def cell_bytes(header: Header) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metamusesd.engines.base import EngineSpec, Progress
+from metamusesd.engines.llamacpp.footprint import wants_exact
 from metamusesd.errors import ModelLoadFailed, ModelNotFound
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # its handler starts a debugger under the crashing process
@@ -192,13 +193,15 @@ class Context:
     """The KV cache of all sequences, and the batch that computes on it."""
 
     def __init__(self, model: Model, spec: EngineSpec, cells: int, sequences: int, batch: int) -> None:
+        if wants_exact(spec) and spec.gpu_layers:
+            raise ModelLoadFailed("options.deterministic: kept on a CPU only; set gpu_layers = 0, or leave it out")
         params = _C.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, sequences
         params.n_batch = params.n_ubatch = batch
         params.n_outputs_max = sequences  # at least: llama.cpp reserves its graph for one output a sequence
         params.n_threads = params.n_threads_batch = spec.threads
         params.flash_attn_type = 1 if spec.flash_attention else 0
-        params.kv_unified = True  # a partial copy between sequences aborts the process otherwise
+        params.kv_unified = not wants_exact(spec)  # DANGER: a partial copy between sequences aborts the process then
         params.offload_kqv = params.op_offload = spec.gpu_layers != 0
         params.no_perf = True
         _complaints.clear()

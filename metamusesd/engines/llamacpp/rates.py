@@ -11,7 +11,8 @@ llama.cpp's flash attention on a CPU is twice as quick from 64 rows on, so `atte
 large chunks.
 
 Decoding n sequences at once is not always the quickest way to get n tokens: on one core, some weight formats have a
-quick path for one token and a slow one for a few. So `split` says into which parts to cut a decode batch.
+quick path for one token and a slow one for a few. So `split` says into which parts to cut a decode batch; with `single`
+each sequence is a part of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ WEIGHT = 0.2  # of the newest observation in a moving average
 class Rates:
     """The cost model of one engine. Mutated by its step thread only."""
 
+    single: bool = False
     decode_s: list[float] = field(default_factory=lambda: [0.0, 0.02])  # index: sequences in the batch
     chunk_s: float = 0.01
     prefill_s: float = 0.005
@@ -43,6 +45,8 @@ class Rates:
 
     def split(self, count: int) -> tuple[int, ...]:
         """The sizes of the decode batches that together serve `count` sequences quickest."""
+        if self.single:
+            return (1,) * count
         return self.parts[count] if count < len(self.parts) else (count,)
 
     def saw_decode(self, count: int, took_s: float) -> None:

@@ -65,6 +65,15 @@ def test_prefill_beside_few_streams_has_a_floor() -> None:
     assert plan.prefill == ((2, 8),)
 
 
+def test_fixed_chunks_do_not_depend_on_time() -> None:
+    """With a fixed length a prompt is cut alike beside streams and alone, slow or quick, with credit or without."""
+    prompt, stream = View(2, NORMAL, 2, 100), View(1, NORMAL, 1, 1)
+    for views in ([prompt], [prompt, stream]):
+        for changes in ({"prefill_s": 1.0}, {"prefill_s": 1e-6}, {"credit_s": 1.0}):
+            assert planned(views, chunk=32, **changes).prefill == ((2, 32),)
+    assert planned([View(2, NORMAL, 2, 20)], chunk=32).prefill == ((2, 20),)
+
+
 def test_short_prompt_spends_credit() -> None:
     """A short prompt within the credit goes first, and the streams sit the step out."""
     plan = planned([View(1, NORMAL, 1, 1), View(2, NORMAL, 2, 16)], credit_s=0.5)

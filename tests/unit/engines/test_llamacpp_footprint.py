@@ -37,3 +37,9 @@ def test_cells_are_what_was_told_or_what_a_full_context_and_every_slot_need() ->
     assert cell_count(spec, 4096) == 4096 + 8 * 768
     assert cell_count(spec, 64) == 12 * 64
     assert cell_count(EngineSpec("llamacpp", "m", slots=1, kv_cells=100), 1000) == 1024
+
+
+def test_deterministic_gives_every_sequence_a_context_of_its_own() -> None:
+    """Whatever kv_cells says: slots and reserve, each with whole blocks of 256."""
+    spec = EngineSpec("llamacpp", "m", slots=2, reserve_slots=1, kv_cells=512, options={"deterministic": True})
+    assert cell_count(spec, 1000) == 3 * 1024

@@ -42,3 +42,11 @@ def test_long_prompts_do_not_spoil_short_ones() -> None:
     assert rates.token_cost_s(1000, large=False) == pytest.approx(0.009, rel=0.02)
     assert rates.token_cost_s(1000, large=True) == pytest.approx(0.01, rel=0.02)
     assert rates.token_cost_s(0, large=False) == pytest.approx(0.005)
+
+
+def test_single_sequences_are_parts_of_their_own() -> None:
+    """Where nobody may share a batch, n sequences cost n single steps, however much quicker a batch would be."""
+    rates = Rates(single=True)
+    rates.calibrate({1: 0.01, 4: 0.02}, {8: 0.05, 64: 0.33}, 4)
+    assert rates.split(4) == (1, 1, 1, 1)
+    assert rates.decode_cost_s(4) == pytest.approx(0.04)
