@@ -228,7 +228,7 @@ class Tenant:
 class Model:
     """A model that tiers may name."""
 
-    file: str = option("", "The GGUF file or directory of safetensors, absolute or inside models_dir. Not for engine echo.")
+    file: str = option("", "The GGUF file or directory of safetensors, absolute or in models_dir. Not for engine echo.")
     engine: str = option("auto", "", choices=("auto", "llamacpp", "mistralrs", "echo"))
     digest: str = option("", "sha256:… that the file must have. Empty: whatever it has.")
     context: int = option(4096, "Tokens that one sequence may hold, prompt and answer.", least=64, most=1_048_576)
