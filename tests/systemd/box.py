@@ -105,6 +105,7 @@ class Box:
                 "setpriv", "--pdeathsig=TERM",
                 "systemd-nspawn", "--quiet", "--boot", f"--directory={make_base()}", "--volatile=overlay",
                 "--register=no", "--keep-unit", "--private-network", "--machine=metamusesd-test", "--console=read-only",
+                "--system-call-filter=@memlock",  # a host has it, a container of systemd-nspawn's does not
                 *(f"--bind-ro={there}:{here}" for there, here in binds.items()),
             ],
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=subprocess.STDOUT, start_new_session=True,
