@@ -34,6 +34,7 @@ test: models  ## the default suite
 
 test-faults: models  ## the slow fault tests, two real models among them (fetches Gemma 3 270M: 240 MB, under its own terms)
 	$(BIN)/metamusesd models fetch gemma3-270m
+	$(BIN)/python -m pip install --quiet 'mistralrs>=0.9.5' # an extra, not in the lock
 	$(BIN)/python -m pytest -m slow_fault
 
 faults: setup  ## the proof: five minutes of random faults, then the oracle; FAULTS="--minutes 1 --seed 3", for instance

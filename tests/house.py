@@ -11,7 +11,8 @@ MOST_FUNCTION_LINES = 40
 MOST_FILE_LINES = 400
 VENDORS = (
     "hiredis", "redis", "llama_cpp", "jinja2", "uvloop", "mistralrs", "huggingface_hub",
-    "qdrant_client", "qdrant_edge", "fastembed", "onnxruntime", "onnx", "tokenizers", "shtab", "structlog", "opentelemetry",
+    "qdrant_client", "qdrant_edge", "fastembed", "onnxruntime", "onnx", "tokenizers", "shtab", "structlog",
+    "opentelemetry", "pynvml",
 )  # fmt: skip
 
 
