@@ -240,6 +240,14 @@ class Model:
     max_tokens: int = option(512, "When the request names none.", least=1, most=131072)
     gpu_layers: int = option(-1, "Layers on the GPU; -1: all, if the tier has GPUs.", least=-1)
     flash_attention: bool = option(True, "")
+    mlock: bool = option(
+        False, "Keep the weights in memory: they are never read from the disk again, nor swapped. Not the KV cache."
+    )
+    hugepages: str = option(
+        "system",
+        "Huge pages for KV cache and buffers: asked for (thp), refused (off), or as the kernel is set.",
+        choices=("system", "thp", "off"),
+    )
     prefill_ratio: float = option(
         1.2, "Time that prompts may add to a step, as a multiple of the step's decode time.", least=0.1, most=100
     )

@@ -51,6 +51,8 @@ class EngineSpec:
     gpu_layers: int = 0
     tensor_split: tuple[float, ...] = ()
     flash_attention: bool = True
+    mlock: bool = False  # weights stay in memory
+    hugepages: str = "system"  # system | thp | off
     prefill_ratio: float = 1.2  # time that prefill may add to a step, as a multiple of the step's decode time
     yield_limit_s: float = 0.5  # a pre-empted sequence runs again after so long
     default_max_tokens: int = 512

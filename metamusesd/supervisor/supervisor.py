@@ -50,6 +50,7 @@ from metamusesd.supervisor.state_dir import Home, open_home
 from metamusesd.supervisor.systemd import Notifier
 
 BOOT_TICK_S = 0.02  # while Redis comes up
+VECTORS_WAIT_S = 3.0  # so long at most for the workers' models
 RETRY_S = 0.1  # a start that was not possible is tried again
 ABORT_S = 2.0  # between SIGABRT, for the stacks, and SIGKILL
 REDIS_STOP_S = 10.0  # to write its file out
@@ -220,6 +221,7 @@ class Supervisor:
         now_s = time.monotonic()
         for slot in self._nursery.slots:
             may = self._phase is Phase.RUNNING or (self._phase is Phase.STARTING and slot.spec.kind is Kind.REDIS)
+            may = may and not self._waits_for_workers(slot, now_s)
             if may and slot.status in (SlotStatus.UNUSED, SlotStatus.BACKOFF) and now_s >= slot.due_s:
                 self._start(slot, now_s)
         redis = self._nursery.redis
@@ -230,6 +232,12 @@ class Supervisor:
         ):
             redis.ready()
             self._log.info("redis is ready", pid=redis.pid, socket=str(self._config.redis_socket))
+
+    def _waits_for_workers(self, slot: Slot, now_s: float) -> bool:
+        """Vectors, at first: models load sooner without its imports beside them, and meanwhile lookups are misses."""
+        if slot.spec.kind is not Kind.VECTORS or slot.generation or now_s - slot.since_s > VECTORS_WAIT_S:
+            return False
+        return any(worker.status in (SlotStatus.UNUSED, SlotStatus.STARTING) for worker in self._nursery.workers)
 
     def _join_pairs(self) -> None:
         if self._phase is Phase.RUNNING:

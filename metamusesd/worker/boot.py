@@ -86,6 +86,7 @@ def spec_of(config: Config, worker: WorkerSpec) -> EngineSpec:
         engine=engine, chosen=reason, model_name=worker.model, model_path=path, model_digest=digest, slots=worker.slots,
         reserve_slots=worker.reserve_slots, context=model.context, kv_cells=model.kv_cells, threads=worker.threads,
         gpu_layers=_gpu_layers(model.gpu_layers, bool(worker.gpus)), flash_attention=model.flash_attention,
+        mlock=model.mlock, hugepages=model.hugepages,
         prefill_ratio=model.prefill_ratio, yield_limit_s=model.yield_limit_s, default_max_tokens=model.max_tokens,
         default_temperature=model.temperature, default_top_p=model.top_p, options=dict(model.options),
     )  # fmt: skip

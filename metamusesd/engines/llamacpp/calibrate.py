@@ -1,7 +1,7 @@
 """Stage 8 · worker · measure at load what decoding and prefill cost, which warms the caches as well.
 
-The quickest of some tries counts, for a busy neighbour only ever makes them slower. Takes about a second at most: a
-large model is measured with fewer batch sizes, and the rest is learnt on the way.
+The quickest of some tries counts, for a busy neighbour only ever makes them slower. Takes half a second or so, for it
+is part of every boot: a large model is measured with fewer batch sizes, and the rest is learnt on the way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from metamusesd.engines.llamacpp.native import Context
 from metamusesd.engines.llamacpp.rates import Rates
 
-LIMIT_S = 1.0
+LIMIT_S = 0.5
+TRIES = 3
 PROMPTS = (8, 64)  # two chunk sizes: what a chunk costs, and what a token
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -26,7 +27,7 @@ def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int) -> No
     for size in SIZES:
         if size > slots or (measured_s and time.perf_counter() - started > LIMIT_S):
             break
-        measured_s[size] = min(_timed(context, size, turn, vocabulary) for turn in range(5))
+        measured_s[size] = min(_timed(context, size, turn, vocabulary) for turn in range(TRIES))
     chunks_s = {size: min(_prompt_s(context, size, vocabulary) for _ in range(2)) for size in PROMPTS}
     for sequence in range(slots):
         context.remove(sequence)

@@ -32,7 +32,7 @@ from metamusesd.engines.base import (
     Token,
     never,
 )  # fmt: skip
-from metamusesd.engines.llamacpp import batch
+from metamusesd.engines.llamacpp import batch, pages
 from metamusesd.engines.llamacpp.calibrate import calibrate
 from metamusesd.engines.llamacpp.footprint import cell_count, wants_exact
 from metamusesd.engines.llamacpp.memory import Memory
@@ -57,6 +57,8 @@ class LlamaEngine:
 
     def __init__(self, spec: EngineSpec, progress: Progress = lambda _: None) -> None:
         self._spec = spec
+        if spec.hugepages == "off":
+            pages.refuse_huge()
         self._model = Model(spec, progress)
         if not self._model.usable:
             raise ModelLoadFailed(
@@ -69,6 +71,8 @@ class LlamaEngine:
         sequences = spec.slots + spec.reserve_slots + cached
         limit = max(BATCH_TOKENS, spec.slots)
         self._context = Context(self._model, spec, cell_count(spec, context), sequences, limit)
+        if spec.hugepages == "thp":
+            pages.ask_for_huge()
         self._memory = Memory(self._context, sequences, int(spec.options.get("idle_cells", IDLE_CELLS)), shares)
         self._preparer = Preparer(self._model, spec, context)
         self._ends = self._model.end_tokens()

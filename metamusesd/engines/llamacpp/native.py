@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metamusesd.engines.base import EngineSpec, Progress
+from metamusesd.engines.llamacpp import pages
 from metamusesd.engines.llamacpp.footprint import wants_exact
 from metamusesd.errors import ModelLoadFailed, ModelNotFound
 
@@ -71,7 +72,7 @@ class Model:
 
         params.progress_callback = listen
         params.n_gpu_layers = spec.gpu_layers
-        params.load_mode = _C.LLAMA_LOAD_MODE_MMAP
+        params.load_mode = _C.LLAMA_LOAD_MODE_MMAP_MLOCK if spec.mlock else _C.LLAMA_LOAD_MODE_MMAP
         params.use_extra_bufts = bool(spec.options.get("repack", True))
         if spec.tensor_split:
             most = _C.llama_max_devices()
@@ -79,10 +80,14 @@ class Model:
                 raise ModelLoadFailed(f"tensor_split names {len(spec.tensor_split)} devices; llama.cpp takes {most}")
             self._split = (ctypes.c_float * most)(*spec.tensor_split)
             params.tensor_split = self._split
+        if spec.mlock:
+            pages.check_lock(spec.model_path)
         _complaints.clear()
         self.pointer = _C.llama_model_load_from_file(os.fsencode(spec.model_path), params)
         if not self.pointer:
             raise ModelLoadFailed(f"{spec.model_path}: {'; '.join(_complaints) or 'llama.cpp cannot load it'}")
+        if spec.mlock and not spec.gpu_layers:
+            pages.check_locked(spec.model_path, "; ".join(_complaints))
 
     def meta(self, key: str) -> str:
         """A metadata value of the file, empty if it has none."""
