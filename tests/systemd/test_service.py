@@ -198,12 +198,14 @@ def test_what_takes_long_has_its_time(service: Service) -> None:
     service.configure(model="other", more=other)
     service.systemctl("reload")
     assert time.monotonic() - begun_s > 2
-    service.submit(10, tokens=250)
+    ids = service.submit(10, tokens=250)
     service.wait_running(8)
     begun_s = time.monotonic()
     service.systemctl("stop")
     assert time.monotonic() - begun_s > 2
     assert (service.show("ExecMainStatus"), service.show("Result")) == ("0", "success")
+    service.systemctl("start")
+    assert [result.state for result in service.results(ids)] == ["done"] * 10
 
 
 def test_a_broken_configuration_is_not_tried_again(service: Service) -> None:
@@ -290,11 +292,11 @@ def test_a_backup_brings_jobs_back(service: Service) -> None:
 
 
 def test_every_other_block_of_the_page_works(service: Service) -> None:
-    """First job, configure, reload, drain, upgrade: each block as it stands, with a daemon that is ready before it."""
+    """First job, configure, reload, drain, upgrade: each block as it stands, with a daemon that is well before it."""
     others = {name: block for name, block in page.commands().items() if name not in PROVED}
     assert set(others) == {"First job", "Configure", "Reload", "Drain", "Upgrade"}
     for block in others.values():
-        service.wait_ready()
+        until(lambda: service.box.run("metamusesd", "status", check=False).returncode == 0, READY_S, "all is well")
         service.follow(block)
 
 
