@@ -26,6 +26,8 @@ llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is no
 from metamusesd.engines.base import Task  # noqa: E402
 from metamusesd.engines.llamacpp import load  # noqa: E402
 
+pytestmark = pytest.mark.timeout(180)  # four engines are loaded; on a busy machine that takes its time
+
 NOISE = 2.0  # logits
 CONTEXT, TOKENS = 512, 12
 PERSONA = (
@@ -179,24 +181,49 @@ def test_deterministic_is_refused_where_it_was_not_proved() -> None:
 def test_tokens_are_those_of_the_plain_class(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batched, chunked, with shared prefixes: each greedy token is the one that `Llama` takes after the same tokens,
     wherever its lead is more than noise."""
-    sequences: dict[int, Any] = {}
     requests = [asked(query, persona=PERSONA) for query in ("Who are you?", "Wie heißt du?")]
     requests += [asked("Write a line of Python.")]
-    real = crowd.engine._leave
+    kept = keep_sequences(crowd, monkeypatch)
+    crowd.together(requests, 0, cancels=0.0)
+    assert compared(str(model_file()), kept) > len(requests)
+
+
+def test_a_sliding_window_is_served_without_tricks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with one shares no prefix, and still says what `Llama` says, also where the window is full."""
+    path = model_file().with_name("gemma-3-270m-q4_k_m.gguf")
+    if not path.is_file():
+        pytest.skip(f"no {path.name}: `metamusesd models fetch gemma3-270m` fetches it")
+    crowd = Crowd(model_path=str(path), slots=2, context=768)
+    requests = [asked("One two three four five six. " * 80), asked("Name a river.")]
+    kept = keep_sequences(crowd, monkeypatch)
+    crowd.together([*requests, requests[1]], 0, cancels=0.0)
+    assert max(sequence.prepared.prompt_tokens for sequence in kept) > 512
+    assert (crowd.engine.info.prefix_reuse, crowd.engine.statistics().prefix_queries) == (False, 0)
+    assert compared(str(path), kept) > 0
+    crowd.engine.close()
+
+
+def keep_sequences(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The list that each sequence of the engine will be in when it has left."""
+    kept, real = list[Any](), crowd.engine._leave
 
     def leave(sequence: Any, keep: bool = True) -> None:
-        sequences[sequence.handle] = sequence
+        kept.append(sequence)
         real(sequence, keep)
 
     monkeypatch.setattr(crowd.engine, "_leave", leave)
-    crowd.together(requests, 0, cancels=0.0)
-    plain = llama_cpp.Llama(str(model_file()), n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False)
-    checked = 0
-    for sequence in sequences.values():
+    return kept
+
+
+def compared(path: str, sequences: Sequence[Any]) -> int:
+    """Assert that `Llama` agrees with all of them; how many of their tokens were clear comes back."""
+    plain = llama_cpp.Llama(path, n_ctx=768, n_threads=1, n_threads_batch=1, verbose=False)
+    clear = 0
+    for sequence in sequences:
         tokens = sequence.hold.tokens[: sequence.prepared.prompt_tokens + sequence.generated]
-        checked += agrees(plain, tokens, sequence.prepared.prompt_tokens, banned=sequence.prepared.choice.banned)
+        clear += agrees(plain, tokens, sequence.prepared.prompt_tokens, banned=sequence.prepared.choice.banned)
     plain.close()
-    assert checked > len(requests)
+    return clear
 
 
 def agrees(plain: Any, tokens: Any, start: int, banned: Sequence[int]) -> int:
