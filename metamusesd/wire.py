@@ -7,7 +7,7 @@
 
     dispatcher ──► worker      GENERATE list[Generate] · CANCEL list[handle] · RAISE list[(handle, priority)]
     worker ──► dispatcher      HELLO Hello · EVENTS list[Token | Finished | Refused]
-    dispatcher ──► vectors     ASK list[Look | Keep | Withdraw | Complain | Forget | Weigh | Count | Embed]
+    dispatcher ──► vectors     ASK list[Look | Keep | Withdraw | Complain | Forget | Weigh | Count | Embed | Leave]
     vectors ──► dispatcher     ANSWER list[Found | Told | Embedded]
 
 An *epoch* is one life of the pipe: every socketpair has its own number, and a frame of another epoch is refused, so
@@ -183,10 +183,17 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag="t", gc=False):
 
 
 class Embed(msgspec.Struct, frozen=True, array_like=True, tag="v", gc=False):
-    """The vectors of these texts, for an `embed` job."""
+    """The vectors of these texts, for an `embed` job of this class."""
 
     handle: int
     texts: list[str]
+    priority: int = 1
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag="x", gc=False):
+    """Nobody waits for that Embed any more; no answer comes."""
+
+    handle: int
 
 
 class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="w", gc=False):
@@ -201,7 +208,7 @@ class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="w", gc=False):
     error: dict[str, Any] | None = None
 
 
-Question = Look | Keep | Withdraw | Complain | Forget | Weigh | Count | Embed
+Question = Look | Keep | Withdraw | Complain | Forget | Weigh | Count | Embed | Leave
 Answer = Found | Told | Embedded
 
 _ENCODER = msgspec.msgpack.Encoder()

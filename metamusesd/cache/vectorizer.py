@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from metamusesd.cache.base import Vector
 
 KNOWN = 4096
+CLASSES = 4
 MOST_BATCH = 16
 SHARE = 4  # a batch may take this part of the time that its most pressed asker has left
 PATIENT_NS = 100_000_000  # what an asker without a deadline has left
@@ -56,6 +58,7 @@ class _Wish:
     until_ns: int  # 0: no deadline
     since_ns: int
     done: asyncio.Future[Read | NoVector]
+    priority: int = 1  # the class of who has no deadline
     whole: bool = True  # without all of it in sight it is not computed
 
 
@@ -69,7 +72,7 @@ class Vectorizer:
         self._embedder, self._now_ns = embedder, now_ns
         self._known: OrderedDict[str, Vector] = OrderedDict()
         self._pressed: deque[_Wish] = deque()
-        self._patient: deque[_Wish] = deque()
+        self._patient: list[deque[_Wish]] = [deque() for _ in range(CLASSES)]  # by class, low first
         self._thread = ThreadPoolExecutor(1, "embedder")
         self._work: asyncio.Task[None] | None = None
         self._batch: list[_Wish] = []
@@ -78,7 +81,7 @@ class Vectorizer:
     @property
     def oldest_ns(self) -> int:
         """Since when the oldest of those waits that have no vector yet; 0: nobody does."""
-        firsts = (line[0].since_ns for line in (self._batch, self._pressed, self._patient) if line)
+        firsts = (line[0].since_ns for line in (self._batch, self._pressed, *self._patient) if line)
         return min(firsts, default=0)
 
     async def vector(self, text: str, until_ns: int = 0) -> Vector | NoVector:
@@ -93,14 +96,16 @@ class Vectorizer:
             return read
         return NoVector.BEYOND if read.vector is None or not read.fits else read.vector
 
-    async def vectors(self, texts: Sequence[str]) -> list[Read | NoVector]:
-        """Of each, what the window sees of it; they go behind everybody who has a deadline. Raises EmbedderFailed."""
+    async def vectors(self, texts: Sequence[str], priority: int = 1) -> list[Read | NoVector]:
+        """Of each, what the window sees of it; they go behind everybody who has a deadline, and behind higher classes.
+        Raises EmbedderFailed."""
         loop = asyncio.get_running_loop()
-        wishes = [_Wish(text, 0, self._now_ns(), loop.create_future(), whole=False) for text in texts]
+        wishes = [_Wish(text, 0, self._now_ns(), loop.create_future(), priority, whole=False) for text in texts]
         return await asyncio.gather(*(self._wished(wish) for wish in wishes))
 
     async def _wished(self, wish: _Wish) -> Read | NoVector:
-        (self._pressed if wish.until_ns else self._patient).append(wish)
+        line = self._patient[max(0, min(CLASSES - 1, wish.priority))]
+        (self._pressed if wish.until_ns else line).append(wish)
         if self._work is None:
             self._work = asyncio.create_task(self._run(), name="embed")
         return await wish.done
@@ -109,19 +114,20 @@ class Vectorizer:
         """No more texts: who waits is told that it is too late. A call under way ends by itself. Legal twice."""
         if self._work is not None:
             self._work.cancel()
-        for wish in (*self._batch, *self._pressed, *self._patient):
+        for wish in (*self._batch, *self._pressed, *itertools.chain(*self._patient)):
             if not wish.done.done():
                 wish.done.set_result(NoVector.LATE)
         self._batch = []
         self._pressed.clear()
-        self._patient.clear()
+        for line in self._patient:
+            line.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
         """Until nobody waits."""
         loop = asyncio.get_running_loop()
         try:
-            while self._pressed or self._patient:
+            while self._pressed or any(self._patient):
                 self._batch = self._take()
                 texts: dict[str, bool] = {}  # each once, and whether it is wanted but whole
                 for wish in self._batch:
@@ -139,8 +145,12 @@ class Vectorizer:
             if not wish.done.done():
                 wish.done.set_result(NoVector.LATE)
         self._turns += 1
-        patient_ones_turn = self._patient and self._turns % PATIENT_TURN == 0
-        waiting = self._pressed if self._pressed and not patient_ones_turn else self._patient
+        for line in self._patient:
+            while line and line[0].done.done():  # its asker has left
+                line.popleft()
+        patient = next((line for line in reversed(self._patient) if line), self._patient[0])
+        patient_ones_turn = patient and self._turns % PATIENT_TURN == 0
+        waiting = self._pressed if self._pressed and not patient_ones_turn else patient
         lefts_ns = [wish.until_ns - now_ns if wish.until_ns else PATIENT_NS for wish in waiting]
         return [waiting.popleft() for _ in range(batch_size(lefts_ns, self.text_ns))]
 

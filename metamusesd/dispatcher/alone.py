@@ -53,6 +53,12 @@ class Alone:
         run.end.add_done_callback(lambda _: self.look(tier))
         self.look(tier)
 
+    def give_back(self, tier: str) -> None:
+        """The tier has no worker any more that may have jobs: who waits here may run elsewhere."""
+        room = self._rooms.get(tier, _Room())
+        for run in [*room.waiting, *([room.run] if room.run is not None and room.run.link is None else [])]:
+            run.finish(Back("retired"))
+
     def changed(self, link: Link) -> None:
         """This worker came, went, or has emptied."""
         self.look(link.tier)
@@ -75,6 +81,8 @@ class Alone:
         """Keep a worker for it, and send it when that one is empty."""
         links = self._fleet.ready.get(tier, [])
         if room.link not in links:
+            if room.link is not None:
+                room.link.load.closed = False  # it may come back: a drain that is taken back
             room.link = min(links, key=lambda link: len(link.runs), default=None)
         if room.link is None:
             return

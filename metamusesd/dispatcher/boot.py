@@ -174,8 +174,8 @@ class Boot:
             os.close(fd)
 
     async def _retire(self, row: int, epoch: int) -> None:
-        await self._dispatcher.retire(row, epoch, self._birth.config.daemon.drain_s)
-        self._child.say({"say": "retired", "row": row, "epoch": epoch})
+        if await self._dispatcher.retire(row, epoch, self._birth.config.daemon.drain_s):
+            self._child.say({"say": "retired", "row": row, "epoch": epoch})
 
     def _wanted(self, tier: str) -> None:
         self._child.say({"say": "wanted", "tier": tier})

@@ -288,17 +288,22 @@ class Dispatcher:
         async with asyncio.timeout(GIVE_BACK_S):
             await self._emptied()
 
-    async def retire(self, row: int, epoch: int, within_s: float) -> None:
-        """This worker gets nothing more; returns when it has finished what it has, or when that was given back."""
+    async def retire(self, row: int, epoch: int, within_s: float) -> bool:
+        """This worker gets nothing more; returns when it has finished what it has, or when that was given back. False:
+        it was resumed meanwhile."""
         link = self.fleet.retire(row, epoch)
         if link is None:
-            return
+            return True
+        turn = link.retirements
+        if not self.fleet.ready.get(link.tier):
+            self.alone.give_back(link.tier)
         try:
             async with asyncio.timeout(within_s):
                 await link.idle.wait()
         except TimeoutError:
-            for run in list(link.runs.values()) if link.retired else ():
+            for run in list(link.runs.values()) if link.retired and link.retirements == turn else ():
                 self._drop(run, Back("retired"))
+        return link.retired and link.retirements == turn
 
     async def _emptied(self) -> None:
         """No claim is under way, nothing is held, and every end that was put down is written."""

@@ -18,9 +18,9 @@ from metamusesd.job import InferenceRequest, Result, Timings, encode_result
 from metamusesd.queues.base import Requeue, Settlement
 from metamusesd.wire import Embedded
 
-MOST_OPEN = 32  # jobs that the vectors process has at a time
+MOST_TEXTS = 256  # that the vectors process has at a time, or one job: about two seconds of work
 BUSY_MS, AWAY_MS = 100, 1000  # until the next try
-PATIENCE_MS = 60_000  # an embedder that stays away for so long is none
+PATIENCE_S = 60.0  # an embedder that stays away for so long is none
 REMEDY = "see `metamusesd status` for what it lacks"
 
 
@@ -29,25 +29,28 @@ class Embedding:
 
     def __init__(self, vectors: VectorsLink, *, wanted: bool, model: str) -> None:
         self._vectors, self._wanted, self._model = vectors, wanted, model
-        self._open = 0
+        self._texts = 0
 
     def __repr__(self) -> str:
-        return f"<Embedding open={self._open}>"
+        return f"<Embedding texts={self._texts}>"
 
     async def outcome(self, run: Run, request: InferenceRequest) -> Settlement | Requeue | None:
         """How it ends, or goes on; None: somebody else has ended it."""
         claim = run.claim
         if not self._wanted:
             return refusal(claim, EmbedderFailed("this daemon has no embedder: cache.enabled or cache.semantic is off"))
-        if self._open >= MOST_OPEN:
+        count = len(request.input)
+        if self._texts and self._texts + count > MOST_TEXTS:
             return self._later(run, "no_capacity", BUSY_MS)
-        self._open += 1
+        handle = self._vectors.embed(request.input, claim.priority, run.finish)
+        if not handle:
+            return self._away(run)
+        self._texts += count
         try:
-            if not self._vectors.embed(request.input, run.finish):
-                return self._away(run)
             end = await run.end
         finally:
-            self._open -= 1
+            self._texts -= count
+            self._vectors.leave(handle)
         if isinstance(end, Embedded):
             return self._end(run, request, end)
         if isinstance(end, Lost):
@@ -73,7 +76,7 @@ class Embedding:
         return Settlement(run.claim.id, run.claim.token, "done", encode_result(result))
 
     def _away(self, run: Run) -> Settlement | Requeue:
-        if run.queued_ms > PATIENCE_MS:
+        if self._vectors.away_s > PATIENCE_S:
             return refusal(run.claim, EmbedderFailed(f"the embedder is away; {REMEDY}"))
         return self._later(run, "embedder_away", AWAY_MS)
 

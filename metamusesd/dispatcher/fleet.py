@@ -75,6 +75,7 @@ class Fleet:
         if link is None or link.epoch != epoch or link.closed:
             return None
         link.retired = True
+        link.retirements += 1
         self._retire(link)
         return link
 

@@ -44,6 +44,7 @@ class Link(asyncio.Protocol):
         self.ghosts: set[int] = set()  # cancelled here; the worker has not said yet that it has dropped them
         self.closed = False
         self.retired = False  # its worker gets nothing more, for now
+        self.retirements = 0
         self.read_frames = 0  # when it was over: frames that the worker had looked at
         self.fate: Lost | None = None  # how its worker ended, once that is known
         self.idle: asyncio.Event = asyncio.Event()

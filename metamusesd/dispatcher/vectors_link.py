@@ -16,7 +16,20 @@ from metamusesd.dispatcher.breaker import Breaker
 from metamusesd.dispatcher.run import Lost
 from metamusesd.errors import WireError
 from metamusesd.log import Logger
-from metamusesd.wire import Complain, Embed, Embedded, Found, Frame, FrameReader, Keep, Look, Question, Withdraw, encode
+from metamusesd.wire import (
+    Complain,
+    Embed,
+    Embedded,
+    Found,
+    Frame,
+    FrameReader,
+    Keep,
+    Leave,
+    Look,
+    Question,
+    Withdraw,
+    encode,
+)
 
 FRAME_QUESTIONS = 64  # in one frame: of texts that lookup.py lets pass, and of answers that may be kept
 MOST_UNSENT_BYTES = 16 * 1024 * 1024  # of a process that does not read: what is news only is dropped then
@@ -30,6 +43,7 @@ class VectorsLink:
         self._pipe: _Pipe | None = None
         self._waiting: dict[int, tuple[Callable[[Found], None], asyncio.TimerHandle]] = {}
         self._embedding: dict[int, Callable[[Embedded | Lost], None]] = {}
+        self._away_since_s = time.monotonic()
         self._handles = 0
         self._unsent: list[Question] = []
         self.breaker = Breaker()
@@ -66,6 +80,7 @@ class VectorsLink:
         """Hang up. Legal twice."""
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
+            self._away_since_s = time.monotonic()
             pipe.close()
         self._give_up("the pipe is closed")
 
@@ -81,14 +96,24 @@ class VectorsLink:
         self._waiting[handle] = done, timer
         self._send(question(handle, time.monotonic_ns() + int(self._budget_s * 1e9)))
 
-    def embed(self, texts: Sequence[str], done: Callable[[Embedded | Lost], None]) -> bool:
-        """Ask for their vectors, without a budget: the process is watched. False: nobody is there; nothing follows."""
+    def embed(self, texts: Sequence[str], priority: int, done: Callable[[Embedded | Lost], None]) -> int:
+        """Ask for their vectors, without a budget: the process is watched. The handle; 0: nobody is there."""
         if self._pipe is None or self._pipe.unsent_bytes() >= MOST_UNSENT_BYTES:
-            return False
+            return 0
         self._handles += 1
         self._embedding[self._handles] = done
-        self._send(Embed(self._handles, list(texts)))
-        return True
+        self._send(Embed(self._handles, list(texts), priority))
+        return self._handles
+
+    def leave(self, handle: int) -> None:
+        """Nobody waits for that any more: `done` is not called."""
+        if self._embedding.pop(handle, None) is not None and self._pipe is not None:
+            self._send(Leave(handle))
+
+    @property
+    def away_s(self) -> float:
+        """For how long nobody has been there; 0: somebody is."""
+        return 0.0 if self.linked else time.monotonic() - self._away_since_s
 
     def tell(self, news: Keep | Withdraw | Complain) -> None:
         """No answer comes. Lost when nobody is there."""
@@ -105,8 +130,12 @@ class VectorsLink:
         unsent, self._unsent = self._unsent, []
         if self._pipe is None:
             return
-        for first in range(0, len(unsent), FRAME_QUESTIONS):
-            self._pipe.send(unsent[first : first + FRAME_QUESTIONS])
+        embeds = [question for question in unsent if type(question) is Embed]  # each may be as long as a body
+        others = [question for question in unsent if type(question) is not Embed]
+        for question in embeds:
+            self._pipe.send([question])
+        for first in range(0, len(others), FRAME_QUESTIONS):
+            self._pipe.send(others[first : first + FRAME_QUESTIONS])
 
     def _answered(self, found: Found) -> None:
         done, timer = self._waiting.pop(found.handle, (None, None))
@@ -130,7 +159,7 @@ class VectorsLink:
 
     def _parted(self, pipe: _Pipe) -> None:
         if pipe is self._pipe:
-            self._pipe = None
+            self._pipe, self._away_since_s = None, time.monotonic()
             self._give_up("the vectors process is gone")
             self._lost(pipe.epoch)
 

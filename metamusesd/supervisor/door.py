@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from metamusesd.log import Logger
 from metamusesd.supervisor.listeners import listen
 
-MAX_CONNECTIONS = 16
+MAX_UNASKED, MAX_WAITING = 16, 64  # who has not asked yet; who waits for an answer
 MAX_REQUEST_BYTES = 4096
 PATIENCE_S = 5.0  # for the request
 
@@ -33,8 +34,9 @@ Obey = Callable[[dict[str, Any], "Caller"], None]
 class Caller:
     """Who asked. `step` and `end` may be called whether they still listen or not."""
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, parting: Callable[[Caller], None] = lambda caller: None) -> None:
         self.peer: socket.socket | None = peer
+        self._parting = parting
         self.request = bytearray()
         self.asked = False
         self.deadline_s = time.monotonic() + PATIENCE_S
@@ -52,8 +54,10 @@ class Caller:
         self._send({"ok": False, "code": code, "mistakes": list(mistakes)}, last=True)
 
     def hang_up(self) -> None:
-        """Legal twice."""
+        """Legal twice. DANGER: the selector must forget the descriptor before it is closed: the same turn of the loop
+        may give its number to somebody else, and registering that one would end the supervisor."""
         if self.peer is not None:
+            self._parting(self)
             with contextlib.suppress(OSError):
                 self.peer.recv(MAX_REQUEST_BYTES)  # closing over unread bytes would reset the answer away
             self.peer.close()
@@ -74,23 +78,23 @@ class Caller:
 class ControlDoor:
     """Registers itself with the selector, like the health server."""
 
-    def __init__(self, path: Path, selector: selectors.BaseSelector, obey: Obey) -> None:
-        self._selector, self._obey, self._path = selector, obey, path
+    def __init__(self, path: Path, selector: selectors.BaseSelector, obey: Obey, log: Logger) -> None:
+        self._selector, self._obey, self._path, self._log = selector, obey, path, log
         self._callers: dict[int, Caller] = {}
         self._listener = listen(path)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def sweep(self) -> None:
-        """Forget those who were answered, who went, and who do not ask."""
+        """Hang up on those who do not ask."""
         now_s = time.monotonic()
-        for fd, caller in list(self._callers.items()):
-            if caller.peer is None or (not caller.asked and now_s > caller.deadline_s):
-                self._forget(fd)
+        for caller in list(self._callers.values()):
+            if not caller.asked and now_s > caller.deadline_s:
+                caller.hang_up()
 
     def close(self) -> None:
         """Hang up on everybody and remove the socket."""
-        for fd in list(self._callers):
-            self._forget(fd)
+        for caller in list(self._callers.values()):
+            caller.hang_up()
         self._selector.unregister(self._listener)
         self._listener.close()
         with contextlib.suppress(OSError):
@@ -101,13 +105,13 @@ class ControlDoor:
             peer, _ = self._listener.accept()
         except OSError:
             return
-        self.sweep()
-        caller = Caller(peer)
         peer.setblocking(False)
+        caller = Caller(peer, self._forget)
+        asked = sum(each.asked for each in self._callers.values())
         if not _may_command(peer):
             caller.refuse("denied", "only root and the daemon's own user may do that: use sudo")
-        elif len(self._callers) >= MAX_CONNECTIONS:
-            caller.refuse("busy", f"{MAX_CONNECTIONS} commands are under way: try again later")
+        elif len(self._callers) - asked >= MAX_UNASKED or asked >= MAX_WAITING:
+            caller.refuse("busy", f"{len(self._callers)} commands are under way: try again later")
         else:
             self._callers[peer.fileno()] = caller
             self._selector.register(peer, selectors.EVENT_READ, lambda _events: self._read(caller))
@@ -123,8 +127,10 @@ class ControlDoor:
         except OSError:
             data = b""
         caller.request += data
-        if not data or caller.asked:  # it left, or says more than it should
-            self._forget(peer.fileno())
+        if caller.asked and not data:  # it has said all, or it is gone: the answer will show
+            self._selector.unregister(peer)
+        elif caller.asked or not data:  # it says more than it should; it left
+            caller.hang_up()
         elif b"\n" in caller.request:
             caller.asked = True
             self._hear(caller)
@@ -134,18 +140,23 @@ class ControlDoor:
     def _hear(self, caller: Caller) -> None:
         try:
             message = json.loads(caller.request)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
-        if isinstance(message, dict):
-            self._obey(message, caller)
-        else:
+        if not isinstance(message, dict):
             caller.refuse("invalid_request", 'this is no request; send one line like {"do": "reload"}')
+            return
+        try:
+            self._obey(message, caller)
+        except Exception as error:  # whatever is asked, it must not end the supervisor
+            self._log.error("an order failed", order=message.get("do"), problem=f"{type(error).__name__}: {error}")
+            caller.refuse("internal_error", f"{type(error).__name__}: {error}")
 
-    def _forget(self, fd: int) -> None:
-        caller = self._callers.pop(fd)
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(fd)
-        caller.hang_up()
+    def _forget(self, caller: Caller) -> None:
+        """It is about to be closed."""
+        if caller.peer is not None:
+            self._callers.pop(caller.peer.fileno(), None)
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(caller.peer)
 
 
 def _may_command(peer: socket.socket) -> bool:

@@ -27,7 +27,7 @@ from typing import IO, NoReturn
 
 from metamusesd.control import EXIT_BAD_CONFIG, Birth, WorkerSpec
 from metamusesd.errors import ConfigError
-from metamusesd.log import get_logger
+from metamusesd.log import get_logger, obey
 from metamusesd.supervisor import numa
 from metamusesd.supervisor.evidence import open_path
 
@@ -56,6 +56,7 @@ def python_life(entry: str, birth: Birth) -> Callable[[], int]:
     """The life of a child that is a module of ours: `importlib.import_module(entry).main(birth)`."""
 
     def life() -> int:
+        obey(birth.config.log)  # another configuration than ours, perhaps, on a reload
         if birth.worker is not None:
             _place(birth.name, birth.worker)
         stacks = _watch_for_crashes(birth)  # noqa: F841 - faulthandler needs its file to stay open

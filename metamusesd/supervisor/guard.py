@@ -40,8 +40,9 @@ class Guard:
         """Why this child is hung, or nothing. Call it at every tick: what it does not see, it does not count."""
         if slot.kill_s or not slot.pid or slot.spec.kind is Kind.REDIS:
             return ""
-        if slot.status is SlotStatus.STARTING and now_s - slot.started_s > self._daemon.boot_s:
-            return f"not ready after {self._daemon.boot_s:g} s"
+        boot_s = (slot.config.daemon if slot.config else self._daemon).boot_s
+        if slot.status is SlotStatus.STARTING and now_s - slot.started_s > boot_s:
+            return f"not ready after {boot_s:g} s"
         kernel = kernel_sight(slot.pid)
         sight = replace(
             self._sight(slot), cpu_s=kernel.cpu_s, wants_cpu=kernel.state in "RD", stopped=kernel.state in "Tt"

@@ -104,10 +104,11 @@ class Nursery:
                 self._forget(slot)
 
     def _start_python(self, slot: Slot) -> bool:
+        spec, name, config = slot.spec, slot.name, slot.target or self.config
+        born = makings(spec, config)
         ours, theirs = control.pair()
-        spec, name = slot.spec, slot.name
         birth = Birth(
-            name=name, config=self.config, board=self._board, control=theirs, instance=self._instance,
+            name=name, config=config, board=self._board, control=theirs, instance=self._instance,
             generation=slot.generation + 1, row=spec.row, worker=spec.worker, trial=slot.trial,
         )  # fmt: skip
         cores = spec.worker.cores if spec.worker else ()
@@ -120,7 +121,7 @@ class Nursery:
             theirs.close()
         ours.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, partial(self._hear, slot))
-        slot.config, slot.born = self.config, makings(spec, self.config)
+        slot.config, slot.born = config, born
         slot.started(pid, ours)
         return True
 

@@ -65,9 +65,9 @@ class Orders:
 
     def reload_signal(self) -> None:
         """SIGHUP: the same as the order; what comes of it stands in the log."""
-        if self.reload.active:
-            self.again = True
-        elif self.running():
+        if self.reload.active or not self.running():
+            self.again = True  # when that is over, or when the daemon runs
+        else:
             self._reload(None)
 
     def turn(self, now_s: float) -> None:
@@ -89,12 +89,13 @@ class Orders:
             return
         try:
             wanted = self._wanted()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
+            mistakes = error.mistakes if isinstance(error, ConfigError) else [str(error)]
             self.reloads["refused"] += 1
-            for mistake in error.mistakes:
+            for mistake in mistakes:
                 self.log.error("configuration refused, the present one stays", problem=mistake)
             if caller is not None:
-                caller.refuse("bad_config", *error.mistakes)
+                caller.refuse("bad_config", *mistakes)
             return
         self.notifier.reloading()
         self.reload.begin(wanted, Told(self._step(caller), self._ended(caller)))

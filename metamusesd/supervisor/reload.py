@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from metamusesd import control
 from metamusesd.board import SlotStatus
 from metamusesd.config import Config
+from metamusesd.errors import ModelNotFound
 from metamusesd.log import Logger
+from metamusesd.models import size_of
 from metamusesd.supervisor.changes import makings
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import Placement
@@ -70,6 +72,8 @@ class Reload:
         self._present, self._nursery, self._retiring, self._entries = present, nursery, retiring, entries
         self._adopt, self._log = adopt, log
         self._way: Way | None = None
+        self._before: dict[str, tuple[object, ...]] = {}  # what the workers were made of when it began
+        self._held = False  # all of them were drained then: new ones are, too
 
     @property
     def active(self) -> bool:
@@ -97,17 +101,19 @@ class Reload:
 
     def _go(self, wanted: Wanted, told: Told) -> Way:
         self._log.info("reloading", config=wanted.config.source)
-        problem = ""
+        problem, workers = "", self._nursery.workers
+        self._before = {slot.name: slot.born for slot in workers}
+        self._held = bool(workers) and all(slot.held for slot in workers)
         try:
-            yield from self._converge(wanted, told, trial=True)
-            self._present = wanted
+            yield from self._converge(wanted, told, forth=True)
+            self._present, self._nursery.config = wanted, wanted.config
             self._adopt(wanted)
         except Stuck as stuck:
             problem = str(stuck)
             self._log.error("reload failed, going back", because=problem)
             told.step(f"{problem}: going back")
             try:
-                yield from self._converge(self._present, told, trial=False)
+                yield from self._converge(self._present, told, forth=False)
             except Stuck as again:
                 problem += f"; and on the way back: {again}"
         finally:
@@ -115,33 +121,43 @@ class Reload:
         self._log.info("reloaded") if not problem else self._log.error("reload rolled back", because=problem)
         told.end(problem)
 
-    def _converge(self, wanted: Wanted, told: Told, *, trial: bool) -> Way:
-        self._nursery.config = wanted.config
+    def _converge(self, wanted: Wanted, told: Told, *, forth: bool) -> Way:
+        """To the new configuration, or back. On the way back, who was not touched stays, whatever its file is by now;
+        who must start again, from a file that is another one now, must pass the canary of that."""
         specs = {spec.name: spec for spec in wanted.specs(self._entries)}
         for slot in [slot for slot in self._nursery.workers if slot.name not in specs]:
             told.step(f"{slot.name} leaves")
             yield from self._part_with(slot)
         for spec in specs.values():
-            present = self._of(spec.name)
+            present, made, before = self._of(spec.name), makings(spec, wanted.config), self._before.get(spec.name)
+            trial = forth or (before is not None and before != made)
             if present is None:
-                yield from self._add(spec, told, trial)
-            elif present.born != makings(spec, wanted.config):
+                yield from self._add(spec, wanted, told, trial)
+            elif not forth and present.pid and present.born == before and present.spec.worker == spec.worker:
+                continue
+            elif present.born != made or present.spec.worker != spec.worker:
                 yield from self._replace(present, spec, wanted, told, trial)
+            elif present.status is SlotStatus.FAILED:
+                told.step(f"{present.name} had been given up, and is tried again")
+                present.another_chance()
         for child in filter(None, (self._nursery.dispatcher, self._nursery.vectors)):
             if child.born != makings(child.spec, wanted.config):
-                yield from self._renew(child, told)
+                yield from self._renew(child, wanted, told)
+            elif child.status is SlotStatus.FAILED:
+                told.step(f"{child.name} had been given up, and is tried again")
+                child.another_chance()
 
     def _of(self, name: str) -> Slot | None:
         return next((slot for slot in self._nursery.workers if slot.name == name), None)
 
-    def _add(self, spec: ChildSpec, told: Told, trial: bool) -> Way:
+    def _add(self, spec: ChildSpec, wanted: Wanted, told: Told, trial: bool) -> Way:
         slot = self._nursery.add(spec)
         if slot is None:
             raise Stuck(f"{spec.name}: there is no row left on the board")
         told.step(f"{spec.name} starts")
-        slot.held = all(other.held for other in self._nursery.workers if other is not slot)
+        slot.held = self._held
         try:
-            yield from self._bring_up(slot, trial)
+            yield from self._bring_up(slot, wanted, trial)
         except Stuck:
             yield from self._part_with(slot)
             raise
@@ -150,7 +166,7 @@ class Reload:
     def _replace(self, slot: Slot, spec: ChildSpec, wanted: Wanted, told: Told, trial: bool) -> Way:
         if self._side_by_side(slot, spec, wanted):
             told.step(f"{slot.name}: its successor starts, then it leaves")
-            yield from self._add(spec, told, trial)
+            yield from self._add(spec, wanted, told, trial)
             self._nursery.workers[-1].held = slot.held
             yield from self._part_with(slot)
             return
@@ -159,7 +175,7 @@ class Reload:
         yield from self._empty(slot)
         assert spec.worker is not None
         slot.spec = ChildSpec(spec.name, spec.kind, spec.entry, slot.spec.row, spec.worker)
-        yield from self._bring_up(slot, trial)
+        yield from self._bring_up(slot, wanted, trial)
         self._let_in(slot)
 
     def _side_by_side(self, slot: Slot, spec: ChildSpec, wanted: Wanted) -> bool:
@@ -172,7 +188,10 @@ class Reload:
             return False
         model = wanted.config.models[worker.model]
         path = wanted.config.model_path(model)
-        needed = slot.private_bytes + (path.stat().st_size if model.file and path.is_file() else 0) + MARGIN_BYTES
+        try:
+            needed = slot.private_bytes + (size_of(path) if model.file else 0) + MARGIN_BYTES
+        except ModelNotFound:
+            return True  # it will not load anyway
         return needed <= available_bytes()
 
     def _part_with(self, slot: Slot) -> Way:
@@ -193,10 +212,11 @@ class Reload:
         while slot.pid:
             yield
 
-    def _bring_up(self, slot: Slot, trial: bool) -> Way:
+    def _bring_up(self, slot: Slot, wanted: Wanted, trial: bool) -> Way:
         """Until its new process is ready."""
         before, since_s = slot.generation, time.monotonic()
         slot.parked, slot.trial, slot.due_s, slot.trouble = True, trial, 0.0, ""
+        slot.target = wanted.config
         if slot.status in (SlotStatus.FAILED, SlotStatus.ASLEEP):
             slot.move("revive" if slot.status is SlotStatus.FAILED else "wake")
         while slot.generation == before:
@@ -217,9 +237,14 @@ class Reload:
         if known is None or slot.spec.worker.tier in known.enabled_tiers():
             slot.parked = False
 
-    def _renew(self, slot: Slot, told: Told) -> Way:
+    def _renew(self, slot: Slot, wanted: Wanted, told: Told) -> Way:
         """The dispatcher ends its jobs, or gives them back; vectors has nothing to end."""
         told.step(f"{slot.name} is replaced")
+        slot.target = wanted.config
+        if slot.spec.kind is Kind.VECTORS and slot.status is not SlotStatus.READY:
+            slot.kill(signal.SIGTERM, self._retiring.config.daemon.stop_s)
+            slot.another_chance()
+            return  # the daemon goes on without it, before as after
         slot.parked = True
         daemon = self._retiring.config.daemon
         if slot.control is not None and slot.spec.kind is Kind.DISPATCHER:
@@ -229,12 +254,13 @@ class Reload:
             slot.kill(signal.SIGTERM, daemon.stop_s)
         while slot.pid:
             yield
-        yield from self._bring_up(slot, trial=False)
+        yield from self._bring_up(slot, wanted, trial=False)
         slot.parked = False
 
     def _unpark(self) -> None:
         slots: Sequence[Slot] = self._nursery.slots
         for slot in slots:
+            slot.target = None
             if slot.parked:
                 slot.parked = slot.trial = False
                 slot.due_s = min(slot.due_s, time.monotonic())

@@ -35,8 +35,10 @@ class Retiring:
         return True
 
     def resume(self, slot: Slot) -> None:
-        """It gets jobs again; one without a link gets its link with the next turn."""
+        """It gets jobs again; one without a link gets its link with the next turn. Who is leaving anyway, leaves."""
         slot.held = slot.emptied = False
+        if slot.recycling:
+            return
         slot.retire_s = 0.0
         if slot.epoch:
             self._tell(slot, "resume")

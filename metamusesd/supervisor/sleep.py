@@ -10,17 +10,20 @@ Tiers without idle_unload_s are pinned: they never sleep, and nobody makes room 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from metamusesd import control
 from metamusesd.board import Board, SlotStatus
-from metamusesd.config import Config
+from metamusesd.config import Config, is_model
 from metamusesd.log import Logger
+from metamusesd.models import size_of
 from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.slot import Slot
 
 LOOK_S = 1.0
+REMEMBERED_S = 5.0  # a wish, before the depths show who has it
 MARGIN_BYTES = 256 << 20
 MIB = 1 << 20
 
@@ -36,16 +39,18 @@ class Sleeping:
         self.waits: dict[str, str] = {}  # by tier that is wanted and cannot come: why
         self._board, self._workers, self._dispatcher = board, workers, dispatcher
         self._retiring, self._log, self._available = retiring, log, available
-        self._wanted: set[str] = set()
+        self._wanted: dict[str, float] = {}  # since when; forgotten when nobody waits any more
         self._coming: set[str] = set()  # woken, and not ready yet
         self._told: tuple[int, dict[str, float]] = (0, {})  # what which dispatcher was told
         self._load_s: dict[str, float] = {}
         self._looked_s = 0.0
 
     def wanted(self, tier: object) -> None:
-        """A job waits there."""
-        if isinstance(tier, str) and any(slot.status is SlotStatus.ASLEEP or slot.sleeping for slot in self._of(tier)):
-            self._wanted.add(tier)
+        """A job waits there. Who is drained would not get it."""
+        slots = self._of(tier) if isinstance(tier, str) else []
+        away = [slot for slot in slots if slot.status is SlotStatus.ASLEEP or slot.sleeping]
+        if away and not all(slot.held for slot in away):
+            self._wanted[str(tier)] = time.monotonic()
 
     def turn(self, now_s: float) -> None:
         """Call it at every turn."""
@@ -57,10 +62,19 @@ class Sleeping:
         self._tell()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
+            self._wake_the_rest()
             for tier, limit_s in self._limits().items():
                 idle_s = self._idle_s(tier, now_s)
                 if idle_s is not None and idle_s >= limit_s and not self._waiting(tier):
                     self._put_to_sleep(tier, now_s, f"no job for {idle_s:.0f} s")
+
+    def _wake_the_rest(self) -> None:
+        """Who is asleep in a tier that may not sleep any more, or where jobs wait though some are awake."""
+        for tier in {slot.spec.worker.tier for slot in self._workers if slot.spec.worker}:
+            states = {slot.status for slot in self._of(tier)}
+            mixed = SlotStatus.ASLEEP in states and len(states) > 1 and self._waiting(tier)
+            if mixed or (SlotStatus.ASLEEP in states and tier not in self._limits()):
+                self.wanted(tier)
 
     def _limits(self) -> dict[str, float]:
         tiers = self.config.enabled_tiers()
@@ -74,8 +88,9 @@ class Sleeping:
         return any(queues.get(f"{tier}.{name}", 0) for name in ("low", "normal", "high", "critical"))
 
     def _idle_s(self, tier: str, now_s: float) -> float | None:
-        """For how long none of its workers has had a job; None: not all are ready, or one has jobs."""
-        slots, since_s = self._of(tier), 0.0
+        """For how long none of its workers that are awake has had a job; None: one has jobs, or is neither ready nor
+        asleep, or all sleep."""
+        slots, since_s = [slot for slot in self._of(tier) if slot.status is not SlotStatus.ASLEEP], 0.0
         for slot in slots:
             fields = self._board.workers[slot.spec.row].read()
             busy = slot.recycling or slot.held or slot.parked or slot.kill_s or not slot.epoch
@@ -87,7 +102,7 @@ class Sleeping:
 
     def _put_to_sleep(self, tier: str, now_s: float, because: str) -> None:
         """Jobs that come meanwhile wait, and want it back at once."""
-        slots = self._of(tier)
+        slots = [slot for slot in self._of(tier) if slot.status is not SlotStatus.ASLEEP]
         if self._dispatcher.control is None:
             return
         for slot in slots:
@@ -102,15 +117,19 @@ class Sleeping:
         asleep = [slot for slot in self._of(tier) if slot.status is SlotStatus.ASLEEP]
         if any(slot.sleeping and slot.pid for slot in self._of(tier)):
             return  # it is still on its way: the next turn
+        if asleep and tier in self._limits() and self._forgotten(tier, now_s):
+            return
+        coming = [slot for other in self._coming for slot in self._of(other) if slot.status is not SlotStatus.READY]
         needed, there = self._needs(asleep), self._available()
+        there = max(1, there - self._needs(coming)) if there and coming else there
         if asleep and there and needed > there:
             self.waits[tier] = (
                 f"tier {tier} is wanted and needs about {needed // MIB} MB; {there // MIB} MB are available: "
                 "free memory, or give another tier an idle_unload_s"
             )
-            self._make_room(tier, now_s)
+            self._make_room(tier, needed - there, now_s)
             return
-        self._wanted.discard(tier)
+        self._wanted.pop(tier, None)
         self.waits.pop(tier, None)
         for slot in asleep:
             slot.due_s = 0.0
@@ -129,25 +148,40 @@ class Sleeping:
                 and model.file
             ):
                 files.add(self.config.model_path(model))
-        sizes = [path.stat().st_size for path in files if path.is_file()]
+        sizes = [size_of(path) for path in files if is_model(path)]
         return sum(slot.private_bytes for slot in slots) + sum(sizes) + MARGIN_BYTES
 
-    def _make_room(self, tier: str, now_s: float) -> None:
-        """By the tier that may sleep and has been idle longest; one at a time."""
+    def _forgotten(self, tier: str, now_s: float) -> bool:
+        """Nobody waits for it any more: what wanted it is done elsewhere, or cancelled."""
+        if self._waiting(tier) or now_s - self._wanted[tier] < REMEMBERED_S:
+            return False
+        self._wanted.pop(tier)
+        self.waits.pop(tier, None)
+        return True
+
+    def _make_room(self, tier: str, missing: int, now_s: float) -> None:
+        """By the tier that may sleep and has been idle longest, one at a time; by nobody, if all of them together would
+        not be enough."""
         if any(slot.sleeping and slot.pid for slot in self._workers):
             return
-        idle = {other: idle_s for other in self._limits() if (idle_s := self._idle_s(other, now_s)) is not None}
-        if idle:
+        idle = {
+            other: idle_s
+            for other in self._limits()
+            if (idle_s := self._idle_s(other, now_s)) is not None and not self._waiting(other)
+        }
+        freed = sum(slot.private_bytes for other in idle for slot in self._of(other) if slot.pid)
+        if idle and freed >= missing:
             longest = max(idle, key=lambda other: idle[other])
             self._put_to_sleep(longest, now_s, f"{tier} needs its memory")
 
     def _tell(self) -> None:
-        """The dispatcher, who sleeps; again to each new one."""
+        """The dispatcher, who sleeps; again to each new one. A tier that cannot come serves nobody: its jobs may go
+        elsewhere."""
         tiers = {slot.spec.worker.tier for slot in self._workers if slot.spec.worker}
         sleeping = {
             tier: round(self._load_s.get(tier, 1.0), 3)
             for tier in tiers
-            if tier in self._coming or all(slot.status is SlotStatus.ASLEEP or slot.sleeping for slot in self._of(tier))
+            if tier not in self.waits and (tier in self._coming or self._sleeps(tier))
         }
         now = (self._dispatcher.generation, sleeping)
         fresh = self._told[0] != now[0]
@@ -157,3 +191,6 @@ class Sleeping:
             self._dispatcher.control, {"do": "asleep", "tiers": sleeping}
         ):
             self._told = now
+
+    def _sleeps(self, tier: str) -> bool:
+        return all(slot.status is SlotStatus.ASLEEP or slot.sleeping for slot in self._of(tier))

@@ -75,6 +75,7 @@ class Slot:
     trial: bool = False  # its next process must pass the canary before it is ready
     born: tuple[object, ...] = ()  # what its present process was made of, see changes.py
     config: Config | None = None  # of its present process
+    target: Config | None = None  # of its next one, while a reload is under way and has had it in hand
     we_killed: bool = False  # SIGKILL came from us
     was_stopped: bool = False  # a signal had stopped it when it was found hung: whoever sent it is to blame
     private_bytes: int = 0  # as last measured, workers only
@@ -104,6 +105,13 @@ class Slot:
         if status is not self.status:
             self.status, self.since_s = status, time.monotonic()
         self.publish()
+
+    def another_chance(self) -> None:
+        """Its past is forgotten: it starts, or goes on dying, as if it were new."""
+        self.deaths.clear()
+        self.boot_deaths, self.permanent, self.due_s = 0, False, 0.0
+        if self.status is SlotStatus.FAILED:
+            self.move("revive")
 
     def started(self, pid: int, control: socket.socket | None) -> None:
         """A new process lives here."""

@@ -138,7 +138,7 @@ class Supervisor:
         try:
             listeners = open_listeners(self._config, self._notifier, self._log)
             health = HealthServer(listeners, self._selector, self._answer)
-            door = ControlDoor(self._config.control_socket, self._selector, self._orders.obey)
+            door = ControlDoor(self._config.control_socket, self._selector, self._orders.obey, self._log)
             self._introduce()
             while not self._ended:
                 self._wait()

@@ -37,11 +37,13 @@ class Notifier:
 
     def reloading(self) -> None:
         """Another configuration is being put in force; `reloaded` must follow."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if self._is_ready:
+            self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
         """It is, or it was refused: the service goes on."""
-        self._send("READY=1")
+        if self._is_ready:
+            self._send("READY=1")
 
     def status(self, text: str) -> None:
         """The line that `systemctl status` shows; sent when it changed."""

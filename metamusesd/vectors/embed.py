@@ -13,7 +13,7 @@ DIGITS = 7  # a float32 has no more
 
 async def embedded(vectorizer: Vectorizer, question: Embed) -> Embedded:
     """The answer. Raises EmbedderFailed."""
-    reads = [read for read in await vectorizer.vectors(question.texts) if isinstance(read, Read)]
+    reads = [read for read in await vectorizer.vectors(question.texts, question.priority) if isinstance(read, Read)]
     rows = [[round(float(each), DIGITS) for each in read.vector] for read in reads if read.vector is not None]
     if len(rows) < len(question.texts):
         raise EmbedderFailed("the embedder is being closed")

@@ -1,7 +1,8 @@
 """Stage 4 · vectors process · one conversation: the dispatcher's pipe (one epoch of it), or an operator (epoch 0).
 
 Questions come in frames and are handed on one by one; answers leave as they come, those of one turn of the loop in one
-frame. Whoever does not read loses answers: he has stopped waiting long before.
+frame. Whoever does not read loses answers: he has stopped waiting long before. Only vectors of embed jobs are kept: the
+dispatcher bounds how many it asks for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import cast
 
 from metamusesd.errors import WireError
 from metamusesd.log import Logger
-from metamusesd.wire import Answer, Frame, FrameReader, Question, encode
+from metamusesd.wire import Answer, Embedded, Frame, FrameReader, Question, encode
 
 FULL_BYTES = 4 * 1024 * 1024  # unread answers
 
@@ -53,9 +54,12 @@ class Talk(asyncio.Protocol):
 
     def _flush(self) -> None:
         answers, self._answers = self._answers, []
-        if self.closed or self.transport is None or self.transport.get_write_buffer_size() > FULL_BYTES:
+        if self.closed or self.transport is None:
             return
-        self.transport.write(encode(Frame.ANSWER, self.epoch, answers))
+        if self.transport.get_write_buffer_size() > FULL_BYTES:  # those of embed jobs are waited for without a limit
+            answers = [answer for answer in answers if type(answer) is Embedded]
+        if answers:
+            self.transport.write(encode(Frame.ANSWER, self.epoch, answers))
 
     # asyncio.Protocol
 

@@ -2,7 +2,7 @@
 
 the dispatcher's pipe ─┐                     ┌─ Look ─► Found, unless it is too late
                        ├─► ASK ─► question ──┼─ Keep, Withdraw, Complain ─► nothing
-operators' socket ─────┘                     ├─ Embed ─► Embedded
+operators' socket ─────┘                     ├─ Embed ─► Embedded, or Leave ─► nothing
                                              └─ Forget, Weigh, Count ─► Told, or Told {"error"}
 """
 
@@ -28,6 +28,7 @@ from metamusesd.wire import (
     Forget,
     Found,
     Keep,
+    Leave,
     Look,
     Question,
     Told,
@@ -44,12 +45,21 @@ class Vectors:
     def __init__(self, semantic: Semantic, log: Logger) -> None:
         self._semantic, self._log = semantic, log
         self._tasks: set[asyncio.Task[None]] = set()
+        self._embeds: dict[tuple[Talk, int], asyncio.Task[None]] = {}
 
     def ask(self, talk: Talk, question: Question) -> None:
         """Begin with it; the answer, if there is one, goes to `talk`."""
+        if type(question) is Leave:
+            if (left := self._embeds.get((talk, question.handle))) is not None:
+                left.cancel()
+            return
         task = asyncio.get_running_loop().create_task(self._serve(talk, question))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if type(question) is Embed:
+            key = talk, question.handle
+            self._embeds[key] = task
+            task.add_done_callback(lambda _: self._embeds.pop(key, None))
 
     async def close(self) -> None:
         """Drop what is at work."""

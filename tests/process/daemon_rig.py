@@ -49,6 +49,8 @@ slots = 8
 class Daemon:
     """One daemon in its own directory. `start` again after its death is what a restarting parent does."""
 
+    awake: tuple[str, ...] = ("ready",)  # what its workers are when it has started
+
     def __init__(self, drain_s: float = 10.0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mm-"))
         self.config = self.folder / "c.toml"
@@ -63,7 +65,9 @@ class Daemon:
     def start(self) -> None:
         self.log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen(self.command(), stdout=self.log, stderr=self.log)
-        self.until(lambda status: status["state"] == "ready" and all(w["status"] == "ready" for w in status["workers"]))
+        self.until(
+            lambda status: status["state"] == "ready" and all(w["status"] in self.awake for w in status["workers"])
+        )
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "metamusesd", "run", "--config", str(self.config)]

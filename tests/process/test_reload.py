@@ -165,6 +165,91 @@ async def test_a_worker_dies_while_it_is_exchanged(daemon: Daemon) -> None:
     daemon.until(lambda status: [w["status"] for w in status["workers"]] == ["ready", "ready"])
 
 
+async def test_a_worker_dies_while_its_model_gets_another_name(daemon: Daemon) -> None:
+    """It comes back as what it was, until its turn comes; and then as what is wanted."""
+    change(daemon, ("[models.echo]", "[models.other]"), ('model = "echo"', 'model = "other"'))
+    async with daemon.client() as client:
+        ids = await under_way(client)
+        reload = asyncio.create_task(order(daemon, "reload"))
+        while "its successor starts" not in daemon.tail():
+            await asyncio.sleep(0.01)
+        daemon.signal("fast-1")
+        assert (await reload)[0] == 0
+        results = await ended(client, ids)
+    await judge(daemon, results, TEXT)
+    assert {each["model"] for each in daemon.status()["workers"]} == {"other"}
+
+
+async def test_no_job_reaches_a_model_on_trial(daemon: Daemon) -> None:
+    """A worker that dies while another one's canary runs comes back with the old model."""
+    slow = 'digest = "sha256:two"\ncanary = { "wait !tokens=30 !delay=50ms" = "never said" }\ncontext = 100000'
+    change(daemon, ("context = 100000", 'digest = "sha256:one"\ncontext = 100000'))
+    assert (await order(daemon, "reload"))[0] == 0
+    change(daemon, ('digest = "sha256:one"\ncontext = 100000', slow))
+    reload = asyncio.create_task(order(daemon, "reload"))
+    while "its successor starts" not in daemon.tail():
+        await asyncio.sleep(0.01)
+    daemon.signal("fast-1")
+    async with daemon.client() as client:
+        asks = [client.execute({"user_query": f"q{n} !tokens=5 !delay=5ms"}, 20) for n in range(16)]
+        results = await asyncio.gather(*asks)
+    code, said = await reload
+    assert code == 1 and "never said" in said
+    assert {result.model_digest for result in results} == {"sha256:one"}
+
+
+async def test_a_bad_file_in_a_good_ones_place_stays_outside(daemon: Daemon) -> None:
+    """It fails its canary, and the way back does not load it either: the workers keep what they have."""
+    file = daemon.folder / "m.bin"
+    file.write_bytes(b"good")
+    change(daemon, ("context = 100000", f'file = "{file}"\ncontext = 100000\ncanary = {{ "one" = "one" }}'))
+    assert (await order(daemon, "reload"))[0] == 0
+    before = pids(daemon)
+    fresh = daemon.folder / "n.bin"
+    fresh.write_bytes(b"bad!")
+    fresh.replace(file)
+    change(daemon, ('"one" = "one"', '"one" = "two"'))
+    code, said = await order(daemon, "reload")
+    assert code == 1 and "does not contain 'two'" in said
+    assert pids(daemon) == before
+
+
+async def test_all_tiers_get_another_name(daemon: Daemon) -> None:
+    """The new workers take jobs."""
+    change(daemon, ("[tiers.fast]", "[tiers.heavy]"))
+    assert (await order(daemon, "reload"))[0] == 0
+    assert daemon.status()["state"] == "ready"
+    async with daemon.client() as client:
+        assert (await client.execute({"user_query": "hello"}, 20)).tier == "heavy"
+
+
+async def test_undrain_does_not_stop_a_reload(daemon: Daemon) -> None:
+    """Who is being replaced leaves, whatever is drained and undrained meanwhile."""
+    change(daemon, ("context = 100000", "context = 90000"), ("cores = 1", "cores = 1\nslots = 4"), ("slots = 8", ""))
+    async with daemon.client() as client:
+        ids = await under_way(client)
+        reload = asyncio.create_task(order(daemon, "reload"))
+        while "its successor starts" not in daemon.tail():
+            await asyncio.sleep(0.01)
+        assert (await order(daemon, "drain"))[0] == 0
+        assert (await order(daemon, "undrain"))[0] == 0
+        assert (await reload)[0] == 0
+        results = await ended(client, ids)
+    await judge(daemon, results, TEXT)
+    assert len(daemon.status()["workers"]) == 2
+
+
+async def test_a_reload_revives_who_was_given_up(daemon: Daemon) -> None:
+    """Without any change: the mistake was elsewhere, and is mended."""
+    change(daemon, ("restart_limit = 20", "restart_limit = 0"))
+    assert (await order(daemon, "reload"))[0] == 0
+    pid = daemon.pid("fast-0")
+    os.kill(pid, signal.SIGABRT)  # a death that nothing explains
+    daemon.until(lambda status: status["workers"][0]["status"] == "failed")
+    assert "is tried again" in (await order(daemon, "reload"))[1]
+    daemon.until(lambda status: status["workers"][0]["status"] == "ready")
+
+
 async def test_sigterm_ends_a_reload(daemon: Daemon) -> None:
     """The daemon leaves in order from the middle of one."""
     change(daemon, ("context = 100000", "context = 90000"))

@@ -11,7 +11,9 @@ from tests.process.daemon_rig import CONFIG, Daemon, ended
 
 
 class Sleepy(Daemon):
-    """`fast` may sleep; `heavy` is pinned."""
+    """`fast` may sleep, before anybody has looked, even; `heavy` is pinned."""
+
+    awake = ("ready", "asleep")
 
     def text(self) -> str:
         text = CONFIG.format(folder=self.folder, drain_s=self.drain_s)

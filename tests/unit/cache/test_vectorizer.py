@@ -71,6 +71,27 @@ async def test_who_wants_vectors_of_what_the_window_sees_gets_them():
     vectorizer.close()
 
 
+async def test_higher_classes_go_first_and_who_leaves_is_not_computed():
+    """Of those without a deadline; a cancelled one costs nothing more."""
+    embedder = ToyEmbedder()
+    vectorizer = Vectorizer(embedder)
+    vectorizer.text_ns = 1000.0 * MS  # one a batch
+    vectorizer._measure = lambda *_: None  # type: ignore[method-assign, assignment]
+    embedder.gate.clear()
+    first = asyncio.create_task(vectorizer.vectors(["first"]))
+    await called(embedder, 1)
+    low, left, critical = (
+        asyncio.create_task(vectorizer.vectors([name], priority))
+        for name, priority in (("low", 0), ("left", 1), ("top", 3))
+    )
+    await asyncio.sleep(0)
+    left.cancel()
+    embedder.gate.set()
+    await asyncio.gather(first, low, critical)
+    assert [texts[0] for texts in embedder.calls] == ["first", "top", "low"]
+    vectorizer.close()
+
+
 async def test_only_so_many_texts_are_remembered():
     """The least recently used are forgotten."""
     vectorizer = Vectorizer(ToyEmbedder())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from metamusesd.log import get_logger
 from metamusesd.supervisor import door
 from metamusesd.supervisor.door import Caller, ControlDoor
 
@@ -23,7 +24,9 @@ class Hall:
     def __init__(self, path: Path) -> None:
         self.path, self.selector = path, selectors.DefaultSelector()
         self.orders: list[tuple[dict[str, Any], Caller]] = []
-        self.door = ControlDoor(path, self.selector, lambda message, caller: self.orders.append((message, caller)))
+        self.door = ControlDoor(
+            path, self.selector, lambda message, caller: self.orders.append((message, caller)), get_logger("test")
+        )
         self.plugs: list[socket.socket] = []
 
     def turn(self) -> None:
@@ -99,7 +102,7 @@ def test_who_says_nothing_is_hung_up_on(hall: Hall, monkeypatch: pytest.MonkeyPa
 
 def test_there_is_room_for_so_many(hall: Hall) -> None:
     """The next one is told to come back."""
-    for _ in range(door.MAX_CONNECTIONS):
+    for _ in range(door.MAX_WAITING):
         hall.call(b'{"do": "drain"}\n')
     [answer] = answers(hall.call(b'{"do": "drain"}\n'))
     assert answer["code"] == "busy"
@@ -112,6 +115,39 @@ def test_a_caller_that_does_not_read_is_left(hall: Hall) -> None:
     for _ in range(10_000):
         caller.step("x" * 200)
     assert caller.peer is None
+
+
+def test_a_descriptor_that_is_given_out_again_in_the_same_turn(hall: Hall) -> None:
+    """The caller is answered, and somebody else gets its number and registers it before the turn is over."""
+    hall.call(b'{"do": "drain"}\n')
+    caller = hall.orders[0][1]
+    assert caller.peer is not None
+    number = caller.peer.fileno()
+    caller.end("drained")
+    pair = [*socket.socketpair(), *socket.socketpair()]
+    [again] = [each for each in pair if each.fileno() == number]
+    hall.selector.register(again, selectors.EVENT_READ, lambda events: None)
+    hall.selector.unregister(again)
+    for each in pair:
+        each.close()
+
+
+def test_what_cannot_be_read_or_obeyed_ends_nobody(hall: Hall) -> None:
+    """Brackets without end, and a mistake of ours: an answer, and the door stays open."""
+    [answer] = answers(hall.call(b'{"do":' + b"[" * 4000 + b"\n"))
+    assert answer["code"] == "invalid_request"
+    hall.door._obey = lambda message, caller: 1 / 0
+    [answer] = answers(hall.call(b'{"do": "reload"}\n'))
+    assert answer["code"] == "internal_error" and "ZeroDivisionError" in answer["mistakes"][0]
+
+
+def test_who_has_said_all_still_gets_an_answer(hall: Hall) -> None:
+    """A client that shuts its writing side, as netcat does."""
+    plug = hall.call(b'{"do": "drain"}\n')
+    plug.shutdown(socket.SHUT_WR)
+    hall.turn()
+    hall.orders[0][1].end("drained")
+    assert answers(plug)[-1]["ok"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

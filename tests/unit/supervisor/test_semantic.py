@@ -9,6 +9,7 @@ import pytest
 
 from metamusesd import config
 from metamusesd.board import Board
+from metamusesd.commands.advice import advise
 from metamusesd.commands.status import frame
 from metamusesd.config import Config
 from metamusesd.config.options import EMBEDDER_FILES
@@ -114,7 +115,7 @@ def test_vectors_starts_right_after_the_dispatcher():
 
 
 def test_status_shows_vectors_on_a_line_of_its_own(tmp_path, vectors):
-    """Its figures come from the board; what is off is said beside the reasons."""
+    """Its figures come from the board; what is off is among the complaints."""
     board = Board(1)
     board.vectors.write(beat_ns=1, hits=3, misses=4, entries=5, text_ns=5_200_000, tending_ns=1)
     reporter = Reporter(loaded(tmp_path), board, [vectors], 0.0)
@@ -123,4 +124,5 @@ def test_status_shows_vectors_on_a_line_of_its_own(tmp_path, vectors):
     assert "vectors [green]ready[/] tending its store" in shown
     assert "5 answers · 3 hits, 4 misses, 0 failures · 5.2 ms a text" in shown
     vectors.trouble = "the server is away"
-    assert any("the server is away" in str(part) for part in frame(reporter.status()))
+    told = [complaint.text for complaint in advise(reporter.status(), loaded(tmp_path))]
+    assert any("the server is away" in text for text in told)
