@@ -20,7 +20,7 @@ from benchmarks.report import Row, absolute
 from metamusesd.engines.llamacpp import load
 
 BATCHES = (1, 4, 16)
-CELLS = 768  # the longest prompt fits, and too few for all at once: some must give way
+CELLS = 768  # the longest prompt fits, and not much more
 ANSWER_TOKENS = 16
 QUICK_EVERY = 10  # prompts: one of so many
 

@@ -1,7 +1,7 @@
 """Correctness benchmark · bench process · many requests through one engine, with all its tricks provoked.
 
-Low-class requests keep the engine full; now and then one of a high class comes and pushes them aside, and a cache that
-is too small for all makes the engine evict. What was provoked is counted, so that a report can show that it happened.
+Low-class requests keep the engine full; now and then one of a high class comes and pushes them aside, and now and then
+the engine is told to evict, as it does when cells run out. What was provoked is counted, so that a report can show it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from metamusesd.job import InferenceRequest, Priority
 
 HIGH_EVERY = 5  # requests
 PAUSE = 6  # steps between two arrivals of the high class
+EVICT_EVERY = 20  # steps
 
 
 @dataclass
@@ -75,6 +76,8 @@ class Crowd:
                 self._offer(requests, piles[0], Priority.HIGH, given)
             while piles[1] and self._offer(requests, piles[1], Priority.LOW, given):
                 pass
+            if turn % EVICT_EVERY == EVICT_EVERY - 1:
+                self.engine._evict()
             self.step()
             turn += 1
         self.counts["prefixes reused"] = self.engine.statistics().prefix_hits

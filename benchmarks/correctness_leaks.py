@@ -1,7 +1,7 @@
 """Correctness benchmark · bench process · case leaks: marked prompts in one batch.
 
 Each prompt holds a word of its own that exists nowhere else, behind a persona that all share, and asks for it. They run
-together with prefixes shared, cells too few for all, cancels and second admissions in between. Then: does anybody say
+together with prefixes shared, few cells, cancels, second admissions and evictions. Then: does anybody say
 another's word? And did any answer leave the path that it takes alone, where that path was clear?
 """
 
@@ -18,10 +18,10 @@ from benchmarks.report import absolute
 from metamusesd.engines.llamacpp import load
 from metamusesd.job import InferenceRequest, Params, Priority
 
-SLOTS, CELLS = 8, 1792
+SLOTS, CELLS = 8, 640  # cells for half of them: the others have to give way
 PROMPTS, QUICK_PROMPTS = 24, 8
 ANSWER_TOKENS = 24
-CANCEL_SHARE = 0.1  # of the steps
+CANCEL_SHARE = EVICT_SHARE = 0.1  # of the steps
 MIDDLE, START = ("ra", "lo", "ni", "ku", "pe", "zo"), ("Qua", "Vex", "Zor", "Blim", "Dra", "Fen")
 
 
@@ -45,7 +45,7 @@ def run(bench: Bench) -> None:
     own = foreign = moved = compared = 0
     largest = 0.0
     for turn in range(bench.rounds):
-        engine = load(bench.spec(SLOTS, kv_cells=CELLS))
+        engine = load(bench.spec(SLOTS, context=CELLS, kv_cells=CELLS))
         crowd = Crowd(engine)
         for (word, _), answer, before in zip(prompts, _together(crowd, prompts, turn), alone, strict=True):
             own += word in answer.text
@@ -87,6 +87,8 @@ def _together(crowd: Crowd, prompts: Sequence[tuple[str, InferenceRequest]], see
             crowd.engine.cancel(given.pop(place))
             crowd.counts["cancelled and admitted again"] += 1
             waiting.append(place)
+        if source.random() < EVICT_SHARE:
+            crowd.engine._evict()
         crowd.step()
     crowd.counts["prefixes reused"] = crowd.engine.statistics().prefix_hits
     return [crowd.answer(given[place]) for place in range(len(prompts))]

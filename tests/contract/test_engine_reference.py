@@ -28,7 +28,7 @@ from metamusesd.engines.llamacpp import load  # noqa: E402
 
 pytestmark = pytest.mark.timeout(180)  # four engines are loaded; on a busy machine that takes its time
 
-NOISE = 2.0  # logits
+NOISE = 1.5  # logits: 1.12 was measured
 CONTEXT, TOKENS = 512, 12
 PERSONA = (
     "You are the keeper of a small archive by the sea. You answer in one short sentence, you never guess, and you "
@@ -53,6 +53,7 @@ class Crowd:
         values: dict[str, Any] = {"model_path": str(model_file()), "slots": 3, "reserve_slots": 2, "context": CONTEXT}
         self.engine: Any = load(EngineSpec("llamacpp", "smollm2", **(values | changes)))
         self.said: dict[int, Said] = {}
+        self.evictions = 0
 
     def admit(self, request: InferenceRequest, priority: Priority = Priority.NORMAL) -> int | None:
         handle = next(HANDLES)
@@ -81,8 +82,11 @@ class Crowd:
             self.step()
         return self.said[handle]
 
-    def together(self, requests: Sequence[InferenceRequest], seed: int, cancels: float = 0.1) -> list[Said]:
-        """In a random order and of random classes; some are cancelled on their way, and come again."""
+    def together(
+        self, requests: Sequence[InferenceRequest], seed: int, *, cancels: float = 0.15, evicts: float = 0.15
+    ) -> list[Said]:
+        """In a random order and of random classes; some are cancelled on their way and come again, some lose their
+        KV. `cancels`, `evicts`: in this share of the steps."""
         source, given = random.Random(seed), dict[int, int]()
         waiting = source.sample(range(len(requests)), len(requests))
         while waiting or self.engine.busy():
@@ -93,6 +97,8 @@ class Crowd:
                 place = source.choice(running)
                 self.engine.cancel(given.pop(place))
                 waiting.append(place)
+            if source.random() < evicts:
+                self.evictions += self.engine._evict()  # as when cells run out
             self.step()
         return [self.said[given[place]] for place in range(len(requests))]
 
@@ -140,6 +146,7 @@ def test_nobody_says_what_only_another_was_told(crowd: Crowd, alone: list[Said])
     word, and none leaves the path that it takes alone where that was clear."""
     said = crowd.together(marked(), 0)
     assert crowd.engine.statistics().prefix_hits > 0
+    assert crowd.evictions > 0
     for place, each in enumerate(said):
         assert not [word for word in WORDS if word in each.text and word != WORDS[place]]
     assert max(map(lead_where_they_part, alone, said)) <= NOISE
@@ -166,7 +173,7 @@ def test_deterministic_is_equal_to_the_bit() -> None:
     crowd = Crowd(options={"deterministic": True})
     own = [asked(query) for query in ("Name three rivers.", "Why is the sky blue? " * 5)]
     before = [crowd.alone(request).logprobs for request in own]
-    after = [said.logprobs for said in crowd.together([*own, *marked()[:2]], 1)]
+    after = [said.logprobs for said in crowd.together([*own, *marked()[:2]], 1, evicts=0)]
     assert after[: len(own)] == before
     assert not crowd.engine.info.prefix_reuse
     crowd.engine.close()
