@@ -112,7 +112,7 @@ def digest_of(path: str | Path, report: Report | None = None) -> str:
     Raises ModelNotFound. Any number of processes may call it at once; in a read-only directory each call hashes.
     """
     path = Path(path)
-    if _is_directory(path):
+    if is_directory(path):
         return _combined({file.name: digest_of(file, report) for file in _files(path)})
     stamp = _stamp(path)
     if known := known_digest(path):
@@ -126,7 +126,7 @@ def digest_of(path: str | Path, report: Report | None = None) -> str:
 def known_digest(path: Path) -> str:
     """What is remembered of it as it is now; empty: nothing. Never hashes a model, never raises."""
     try:
-        if _is_directory(path):
+        if is_directory(path):
             digests = {file.name: known_digest(file) for file in _files(path)}
             return _combined(digests) if all(digests.values()) else ""
         stamp = _stamp(path)
@@ -140,10 +140,10 @@ def known_digest(path: Path) -> str:
 
 def size_of(path: Path) -> int:
     """Bytes of the file, or of the directory's files. Raises ModelNotFound."""
-    return sum(_stamp(file)["size"] for file in (_files(path) if _is_directory(path) else [path]))
+    return sum(_stamp(file)["size"] for file in (_files(path) if is_directory(path) else [path]))
 
 
-def _is_directory(path: Path) -> bool:
+def is_directory(path: Path) -> bool:
     """Path.is_dir raises where a directory on the way is closed to this user."""
     try:
         return path.is_dir()

@@ -91,9 +91,10 @@ put_configuration() {
     kept=no
     if [ -e "$DESTDIR$CONFIG" ]; then kept=yes && return; fi
     put etc/$NAME.toml "$DESTDIR$CONFIG"
-    # Written down, so that everybody's commands find the service, not only the service itself.
+    # Written down, so that everybody's commands find the service, not only the service itself; from a checkout, too,
+    # which has a directory of models of its own.
     sed -i -e "s|^#: state_dir = \"\"|state_dir = \"$STATE\"|" -e "s|^#: runtime_dir = \"\"|runtime_dir = \"/run/$NAME\"|" \
-        "$DESTDIR$CONFIG"
+        -e "s|^#: models_dir = \"\"|models_dir = \"$STATE/models\"|" "$DESTDIR$CONFIG"
 }
 
 settle_in() {

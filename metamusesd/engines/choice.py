@@ -13,6 +13,7 @@ from pathlib import Path
 
 from metamusesd.engines.base import Engine, EngineSpec, Progress
 from metamusesd.errors import ModelLoadFailed
+from metamusesd.models import is_directory
 
 GGUF, SAFETENSORS = "a GGUF file", "a directory of safetensors"
 Load = Callable[[EngineSpec, Progress], Engine]
@@ -61,7 +62,7 @@ def choose(asked: str, path: str | Path, has_gpu: bool) -> tuple[str, str]:
     """(engine, why). `asked` is models.*.engine. Raises ModelLoadFailed when that engine cannot read what is there."""
     if asked != "auto" and asked not in ENGINES:
         raise ModelLoadFailed(f"there is no engine {asked!r}; use auto, {', '.join(ENGINES)}")
-    found = SAFETENSORS if Path(path).is_dir() else GGUF
+    found = SAFETENSORS if is_directory(Path(path)) else GGUF
     if asked == "auto":
         engine, why = AUTO[found, has_gpu]
         return engine, f"{path} is {found}{', with a GPU' if has_gpu else ''}: {why}"

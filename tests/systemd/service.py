@@ -47,7 +47,13 @@ class Service:
     def configure(self, workers: int = WORKERS, model: str = "smollm2", more: str = "") -> None:
         """Edit the installed file: `model` serves, `more` goes to the end."""
         sample = self.box.path("/opt/metamusesd/share/doc/metamusesd/etc/metamusesd.toml").read_text("utf-8")
-        given = {"state_dir": f'"{STATE}"', "runtime_dir": '"/run/metamusesd"', "drain_s": DRAIN_S, "workers": workers}
+        given = {
+            "state_dir": f'"{STATE}"',
+            "models_dir": f'"{STATE}/models"',
+            "runtime_dir": '"/run/metamusesd"',
+            "drain_s": DRAIN_S,
+            "workers": workers,
+        }
         for key, value in given.items():
             sample, count = re.subn(rf"(?m)^#: {key} = .*$", f"{key} = {value}", sample, count=1)
             assert count == 1, key
