@@ -121,5 +121,5 @@ class Crowd:
             raise RuntimeError(f"a request failed: {end.error}")
         length = sequence.prepared.prompt_tokens
         tokens = sequence.hold.tokens[length : length + sequence.generated]
-        ended = end.reason == "stop"
+        ended = end.reason == "stop" and not sequence.text.stopped  # by a stop string: the model chose none
         return Answer(sequence.hold.tokens[:length], tokens, self._texts[handle], self._logprobs[handle], ended)
