@@ -1,7 +1,8 @@
 """Operate benchmark · bench process · is it level? The rule by which a day of samples is judged. Pure.
 
     memory, descriptors   the median of the last quarter is at most GROWTH times that of the second quarter, plus SLACK;
-                          the second one begins after the day's first peak, so that both have had theirs
+                          the second one begins after the day's first peak, so that both have had theirs. Memory is what
+                          is no file's: a file's pages are shared with whoever else maps them now
     the same, slope       a straight line through the last two thirds rises by no more than that over a whole day
     Redis                 at rest after the day, when all results have expired, against at rest before it: keys other
                           than answers that the cache keeps, and memory
@@ -41,7 +42,7 @@ class Verdict:
 def memory(samples: Sequence[Sample], name: str) -> Verdict | None:
     """Of one process. None: it was replaced too late to say."""
     lived = _lived(samples, name)
-    return _judge(name, [(each.at_s, each.pss_mb[name]) for each in lived], samples[-1].at_s, SLACK_MB)
+    return _judge(name, [(each.at_s, each.own_mb[name]) for each in lived], samples[-1].at_s, SLACK_MB)
 
 
 def descriptors(samples: Sequence[Sample], name: str) -> Verdict | None:

@@ -33,8 +33,9 @@ PEAK_HZ = 4.0
 SAMPLE_S, SAY_S = 5.0, 60.0
 RESULT_TTL_S, REST_S = 30, 45.0  # all keys of a job are gone when its result has expired
 WAIT_S = 900.0  # longer than any job may take here
-KILLS = (("worker", 12), ("dispatcher", 3), ("vectors", 2))  # in an hour; the last quarter is left in peace
-FAST_UNTIL = 0.25  # the real model's worker is left alone sooner: only a long life shows whether it grows
+KILLS = (("worker", 12), ("dispatcher", 3), ("vectors", 2))  # in an hour
+KILLS_UNTIL = 0.45  # of the day: then everybody lives long enough to show whether it grows
+FAST_UNTIL = 0.25  # the real model's worker sooner: it touches the last of its KV cache late
 FOLDER, PICTURE = Path("bench-results/soak"), Path("docs/soak.svg")
 CONFIG = """
 [daemon]
@@ -174,11 +175,11 @@ class Soak:
         )
 
     async def _kill(self) -> None:
-        """SIGKILL to a child, at random moments of the first three quarters."""
+        """SIGKILL to a child, at random moments of its part of the day."""
         dice = random.Random(f"{self._seed}/kills")
         hours = self._seconds / 3600
         counts = [(whom, max(1, round(count * hours))) for whom, count in KILLS]
-        plan = sorted((dice.uniform(0.02, 0.75), whom) for whom, count in counts for _ in range(count))
+        plan = sorted((dice.uniform(0.02, KILLS_UNTIL), whom) for whom, count in counts for _ in range(count))
         for at, whom in plan:
             await asyncio.sleep(max(0.0, self._started_s + at * self._seconds - time.monotonic()))
             pids = await self._family.pids()

@@ -21,10 +21,14 @@ NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look. By name of the process: PSS in MiB, open descriptors, and its pid."""
+    """One look. By name of the process: PSS, and the part of it that is no file's, in MiB; open descriptors; pid.
+
+    The PSS of a mapped file falls and rises with every other process that maps it, such as another daemon's workers.
+    """
 
     at_s: float
     pss_mb: dict[str, float] = field(default_factory=dict)
+    own_mb: dict[str, float] = field(default_factory=dict)  # its share of memory that is no file's
     fds: dict[str, int] = field(default_factory=dict)
     pids: dict[str, int] = field(default_factory=dict)
     keys: int = 0
@@ -46,10 +50,11 @@ async def look(family: Family, redis: Redis, started_s: float, done: int) -> Sam
         keys, answers, info = await redis.ask_all([("DBSIZE",), ("ZCARD", f"{PREFIX}:answers"), ("INFO", "memory")])
     except OSError:
         return None
-    pss = await asyncio.to_thread(lambda: {name: size_mb(pid) for name, pid in pids.items()})
+    sizes = await asyncio.to_thread(lambda: {name: _sizes_mb(pid) for name, pid in pids.items()})
     return Sample(
         at_s=round(time.monotonic() - started_s, 2),
-        pss_mb=pss,
+        pss_mb={name: size[0] for name, size in sizes.items()},
+        own_mb={name: size[1] for name, size in sizes.items()},
         fds={name: descriptors(pid) for name, pid in pids.items()},
         pids=pids,
         keys=keys,
@@ -74,6 +79,16 @@ def size_mb(pid: int) -> float:
         return round(pss_bytes(pid) / MIB, 2)
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def _sizes_mb(pid: int) -> tuple[float, float]:
+    """(PSS, the part of it that is no file's); 0 when it is gone."""
+    try:
+        words = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
+        found = {word[0]: int(word[1]) for word in words}
+    except (OSError, ValueError, IndexError):
+        return 0.0, 0.0
+    return round(found.get("Pss:", 0) / 1024, 2), round(found.get("Pss_Anon:", 0) / 1024, 2)
 
 
 def cpu_s(pid: int) -> float:

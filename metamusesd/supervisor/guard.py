@@ -16,7 +16,7 @@ from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import Kind
 from metamusesd.supervisor.watchdog import Doing, Patience, Sight, Watch
 
-TICK_S, QUIET_TICK_S = 0.25, 0.5  # between two looks; the watchdog counts no pause of a second or longer
+TICK_S, QUIET_TICK_S = 0.25, 0.75  # between two looks; the watchdog counts no pause of a second or longer
 
 
 class Guard:

@@ -15,7 +15,7 @@ from metamusesd.engines.llamacpp.rates import Rates
 
 LIMIT_S = 0.5
 TRIES = 3
-PROMPTS = (8, 64)  # two chunk sizes: what a chunk costs, and what a token
+PROMPTS = (8, 32)  # two chunk sizes: what a chunk costs, and what a token
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 

@@ -16,7 +16,14 @@ def samples(sizes: list[float], fds: list[int] | None = None, pids: list[int] | 
     count = len(sizes)
     fds, pids = fds or [9] * count, pids or [1] * count
     return [
-        Sample(at_s=float(at), pss_mb={"w": sizes[at]}, fds={"w": fds[at]}, pids={"w": pids[at]}, done=at)
+        Sample(
+            at_s=float(at),
+            pss_mb={"w": sizes[at]},
+            own_mb={"w": sizes[at]},
+            fds={"w": fds[at]},
+            pids={"w": pids[at]},
+            done=at,
+        )
         for at in range(count)
     ]
 
