@@ -1,8 +1,8 @@
 """Operate benchmark · bench process · reload: what the replacement of one worker costs a stream on the other one.
 
-One job streams on `fast` from beginning to end; meanwhile `medium`'s worker, on a core of its own, is replaced again and
-again by reloads that change its slots. In the rounds beside it that worker generates: a core that is busy costs
-the stream something by itself, for dispatcher, Redis and reader must run somewhere, and memory has one bandwidth.
+One job streams on `fast` from beginning to end; meanwhile `medium`'s worker, on a core of its own, is replaced again
+and again by reloads that change its slots. In the rounds beside it that worker generates: a core that is busy costs the
+stream something by itself, for dispatcher, Redis and reader must run somewhere, and memory has one bandwidth.
 """
 
 from __future__ import annotations
