@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, NoReturn
 
+from metamusesd.config import Log
 from metamusesd.control import EXIT_BAD_CONFIG, Birth, WorkerSpec
 from metamusesd.errors import ConfigError
 from metamusesd.log import get_logger, obey
@@ -52,11 +53,13 @@ def fork(life: Callable[[], int], keep_fds: Iterable[int], title: str, cores: It
         signal.pthread_sigmask(signal.SIG_SETMASK, everything)
 
 
-def python_life(entry: str, birth: Birth) -> Callable[[], int]:
-    """The life of a child that is a module of ours: `importlib.import_module(entry).main(birth)`."""
+def python_life(entry: str, birth: Birth, log: Log | None = None) -> Callable[[], int]:
+    """The life of a child that is a module of ours: `importlib.import_module(entry).main(birth)`. `log`: other options
+    than ours, on a reload."""
 
     def life() -> int:
-        obey(birth.config.log)  # another configuration than ours, perhaps, on a reload
+        if log is not None:
+            obey(log)
         if birth.worker is not None:
             _place(birth.name, birth.worker)
         stacks = _watch_for_crashes(birth)  # noqa: F841 - faulthandler needs its file to stay open

@@ -105,7 +105,7 @@ class Nursery:
 
     def _start_python(self, slot: Slot) -> bool:
         spec, name, config = slot.spec, slot.name, slot.target or self.config
-        born = makings(spec, config)
+        born, log = makings(spec, config), slot.target.log if slot.target else None
         ours, theirs = control.pair()
         birth = Birth(
             name=name, config=config, board=self._board, control=theirs, instance=self._instance,
@@ -113,7 +113,12 @@ class Nursery:
         )  # fmt: skip
         cores = spec.worker.cores if spec.worker else ()
         try:
-            pid = fork(python_life(spec.entry, birth), [theirs.fileno()], f"metamusesd: {name}", cores)
+            pid = fork(
+                python_life(spec.entry, birth, log),
+                [theirs.fileno()],
+                f"metamusesd: {name}",
+                cores,
+            )
         except OSError:
             ours.close()
             raise

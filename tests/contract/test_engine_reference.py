@@ -167,6 +167,7 @@ def test_a_leak_would_be_seen(crowd: Crowd, alone: list[Said], monkeypatch: pyte
     crowd.engine._memory.forget_cached()
 
 
+@pytest.mark.slow_fault
 def test_deterministic_is_equal_to_the_bit() -> None:
     """With the option, each token and each log-probability is the same alone and amid others that come, push in and are
     cancelled."""
