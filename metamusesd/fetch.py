@@ -135,9 +135,10 @@ def _running(process: subprocess.Popen[bytes]) -> bool:
 
 def _size(directory: Path) -> int:
     total = 0
-    for path in directory.rglob("*"):
-        with contextlib.suppress(OSError):  # pip may just have renamed or removed it
-            total += path.stat().st_size
+    for folder, _, names in os.walk(directory):  # rglob stumbles over a directory that pip has just removed
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(folder, name).stat().st_size
     return total
 
 
