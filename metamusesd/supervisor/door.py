@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import socket
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from metamusesd.log import Logger
+from metamusesd.sockets import is_welcome, peer_of
 from metamusesd.supervisor.listeners import listen
 
 MAX_UNASKED, MAX_WAITING = 16, 64  # who has not asked yet; who waits for an answer
@@ -108,7 +107,7 @@ class ControlDoor:
         peer.setblocking(False)
         caller = Caller(peer, self._forget)
         asked = sum(each.asked for each in self._callers.values())
-        if not _may_command(peer):
+        if not is_welcome(peer_of(peer)[1]):
             caller.refuse("denied", "only root and the daemon's own user may do that: use sudo")
         elif len(self._callers) - asked >= MAX_UNASKED or asked >= MAX_WAITING:
             caller.refuse("busy", f"{len(self._callers)} commands are under way: try again later")
@@ -157,8 +156,3 @@ class ControlDoor:
             self._callers.pop(caller.peer.fileno(), None)
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(caller.peer)
-
-
-def _may_command(peer: socket.socket) -> bool:
-    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return uid in (0, os.geteuid())

@@ -15,12 +15,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from metamusesd.config import Config, loopback
 from metamusesd.log import Logger
+from metamusesd.sockets import bind
 from metamusesd.supervisor.systemd import Notifier, inherited
 
 BACKLOG = 256
@@ -144,14 +144,7 @@ def _tcp(address: str, port: int, kept: list[socket.socket], notifier: Notifier)
 
 
 def listen(path: Path) -> socket.socket:
-    """A stale socket is replaced (the state directory's lock says that nobody lives there); another file is not."""
-    if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
-        raise OSError(f"{path} is in the way and is not a socket")
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    listener.bind(os.fspath(path))
-    path.chmod(0o660)
+    """At `path`, for our user and its group."""
+    listener = bind(path, 0o660)
     listener.listen(BACKLOG)
     return listener

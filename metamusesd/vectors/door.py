@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import stat
-import struct
 from pathlib import Path
 
 from metamusesd.log import Logger
+from metamusesd.sockets import bind, is_welcome, peer_of
 from metamusesd.vectors.talk import Hooks, Talk
 
 MOST = 16
-PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class Door:
@@ -32,7 +28,7 @@ class Door:
     async def open(self) -> None:
         """Listen. OSError: something is in the way."""
         hooks = Hooks(self._enter, self._asked, self._leave)
-        listener = listen(self._path)
+        listener = bind(self._path, 0o600)
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: Talk(0, hooks, self._log), sock=listener
         )
@@ -63,32 +59,3 @@ class Door:
         if talk in self._talks:
             self._talks.remove(talk)
         self._over(talk)
-
-
-def is_welcome(uid: int) -> bool:
-    """The daemon's own user, and root."""
-    return uid in (0, os.geteuid())
-
-
-def peer_of(connection: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of who has connected, as the kernel knows him."""
-    pid, uid, gid = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
-    return pid, uid, gid
-
-
-def listen(path: Path) -> socket.socket:
-    """A socket for our own user. A stale one is replaced (the state directory's lock says that nobody lives there)."""
-    if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
-        raise OSError(f"{path} is in the way and is not a socket")
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    before = os.umask(0o177)  # so that it is never there with other rights, not even for a moment
-    try:
-        listener.bind(os.fspath(path))
-    except OSError:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    return listener

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import AsyncIterator
 
@@ -17,7 +16,6 @@ from metamusesd.cache.semantic import Semantic
 from metamusesd.config import load
 from metamusesd.errors import StoreFailed
 from metamusesd.log import get_logger
-from metamusesd.vectors.door import is_welcome, listen, peer_of
 from metamusesd.vectors.furnish import terms_of
 from metamusesd.vectors.row import Row
 from metamusesd.vectors.talk import FULL_BYTES, Hooks, Talk
@@ -158,26 +156,6 @@ async def test_the_board_shows_who_waits(stage):
     assert board.vectors.get("tending_ns") == 0
     look.cancel()
     stage.embedder.gate.set()
-
-
-def test_our_own_user_and_root_are_welcome():
-    """Nobody else is."""
-    assert is_welcome(os.geteuid())
-    assert is_welcome(0)
-    assert not is_welcome(os.geteuid() + 1)
-    one, other = socket.socketpair()
-    with one, other:
-        assert peer_of(one) == (os.getpid(), os.getuid(), os.getgid())
-
-
-def test_the_socket_is_ours_alone_and_replaces_a_stale_one(tmp_path):
-    """Mode 0600 from its first moment; a file that is no socket stays."""
-    for _ in range(2):
-        with listen(tmp_path / "s"):
-            assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="in the way"):
-        listen(tmp_path / "file")
 
 
 def test_the_terms_are_those_of_the_configuration():
