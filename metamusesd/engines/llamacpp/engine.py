@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from metamusesd.engines.asked import check_slots
 from metamusesd.engines.base import (
     EngineSpec,
     EngineStatistics,
@@ -116,8 +117,7 @@ class LlamaEngine:
         assert isinstance(prepared, LlamaPrepared)
         rank = int(prepared.task.priority)
         peers = [other for other in self._live.values() if other.rank >= rank or other.immune]
-        if len(peers) >= self._spec.slots or len(self._live) >= self._spec.slots + self._spec.reserve_slots:
-            raise NoCapacity("every slot is taken", slots=self._spec.slots)
+        check_slots(self._spec, len(peers), len(self._live))
         holds = [other.hold for other in self._live.values()]
         shared = self._memory.shared_length(prepared.prompt, holds)
         reserved = prepared.prompt_tokens + prepared.max_tokens - shared

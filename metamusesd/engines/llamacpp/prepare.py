@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from metamusesd.engines.asked import DEFAULT_TOP_K, biases, check_size, given, naming_the_prompt, room_after
 from metamusesd.engines.base import EngineSpec, Prepared, Task
 from metamusesd.engines.llamacpp.gbnf import schema_to_gbnf
 from metamusesd.engines.llamacpp.grammar import GrammarShelf
@@ -20,14 +20,9 @@ from metamusesd.engines.llamacpp.native import Grammar, Model
 from metamusesd.engines.llamacpp.prompt import PromptTokenizer
 from metamusesd.engines.llamacpp.sampling import Choice
 from metamusesd.engines.template import CHATML, CHATML_END, ChatTemplate
-from metamusesd.errors import ContextOverflow, InvalidGrammar, InvalidRequest, RequestError, TemplateFailed
+from metamusesd.errors import ContextOverflow, InvalidGrammar, InvalidRequest, RequestError
 from metamusesd.job import Message, Params
 from metamusesd.prompt import fitted, messages_of
-
-BYTES_A_TOKEN = 32  # more than this on average and the prompt cannot fit: tokenizing megabytes takes seconds
-SPARE_BYTES = 4096
-DEFAULT_TOP_K = 40
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +49,8 @@ class Preparer:
 
     def prepare(self, task: Task) -> LlamaPrepared:
         """Render, tokenize, and check everything that may be refused."""
-        try:
+        with naming_the_prompt(task.request):
             return self._prepared(task)
-        except (ContextOverflow, TemplateFailed) as refusal:
-            refusal.field = "user_query" if task.request.messages is None else "messages"
-            raise
 
     def _prepared(self, task: Task) -> LlamaPrepared:
         params = task.request.params
@@ -71,24 +63,12 @@ class Preparer:
             prompt = self._tokens(fitted(messages, lambda kept: self._fits(kept, most)))
         else:
             prompt = self._tokens(messages)
-        room = self.context - len(prompt)
-        if room < 1:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens; the context holds {self.context}, the answer included",
-                prompt_tokens=len(prompt),
-                context=self.context,
-            )
+        room = room_after(len(prompt), self.context)
         ids = np.array(prompt, np.int32)
         return LlamaPrepared(task, len(ids), min(wanted, room), ids, choice, grammar, (*params.stop, *self._stops))
 
     def _tokens(self, messages: list[Message]) -> list[int]:
-        size = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
-        if size > self.context * BYTES_A_TOKEN + SPARE_BYTES:
-            raise ContextOverflow(
-                f"the prompt has {size} bytes, too many for a context of {self.context} tokens",
-                prompt_bytes=size,
-                context=self.context,
-            )
+        check_size(messages, self.context)
         return self._tokenizer.tokens(self.template.render(messages))
 
     def _fits(self, messages: list[Message], room: int) -> bool:
@@ -125,35 +105,18 @@ class Preparer:
     def _choice(self, params: Params, constrained: bool) -> Choice:
         spec = self._spec
         return Choice(
-            temperature=_or(params.temperature, spec.default_temperature),
-            top_p=_or(params.top_p, spec.default_top_p),
-            top_k=_or(params.top_k, DEFAULT_TOP_K),
-            min_p=_or(params.min_p, 0.0),
-            repeat_penalty=_or(params.repeat_penalty, 1.0),
-            presence_penalty=_or(params.presence_penalty, 0.0),
-            frequency_penalty=_or(params.frequency_penalty, 0.0),
-            seed=_or(params.seed, secrets.randbits(32)),
-            bias=self._bias(params.logit_bias or {}),
+            temperature=given(params.temperature, spec.default_temperature),
+            top_p=given(params.top_p, spec.default_top_p),
+            top_k=given(params.top_k, DEFAULT_TOP_K),
+            min_p=given(params.min_p, 0.0),
+            repeat_penalty=given(params.repeat_penalty, 1.0),
+            presence_penalty=given(params.presence_penalty, 0.0),
+            frequency_penalty=given(params.frequency_penalty, 0.0),
+            seed=given(params.seed, secrets.randbits(32)),
+            bias=biases(params.logit_bias or {}, self._model.vocabulary, -np.inf),
             logprobs=params.logprobs,
             banned=self._ends if params.ignore_eos and not constrained else (),
         )
-
-    def _bias(self, bias: dict[str, float]) -> dict[int, float]:
-        result: dict[int, float] = {}
-        for text, offset in bias.items():
-            token = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
-            if not 0 <= token < self._model.vocabulary:
-                raise InvalidRequest(
-                    "params.logit_bias", f"{text!r} is no token id", f"use ids from 0 to {self._model.vocabulary - 1}"
-                )
-            result[token] = -np.inf if offset <= -100.0 else offset
-        if sum(offset == -np.inf for offset in result.values()) >= self._model.vocabulary:
-            raise InvalidRequest("params.logit_bias", "it bans every token", "leave some out")
-        return result
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def dead_end(prepared: LlamaPrepared) -> RequestError:

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from metamusesd.engines.asked import check_slots
 from metamusesd.engines.base import (
     EngineSpec,
     EngineStatistics,
@@ -32,7 +33,7 @@ from metamusesd.engines.mistralrs.native import Model
 from metamusesd.engines.mistralrs.prepare import MistralPrepared, Preparer
 from metamusesd.engines.mistralrs.source import read_source
 from metamusesd.engines.mistralrs.stream import Heard, Said, Stream
-from metamusesd.errors import EngineFailed, MetamusesdError, ModelLoadFailed, NoCapacity
+from metamusesd.errors import EngineFailed, MetamusesdError, ModelLoadFailed
 from metamusesd.job import Priority
 
 LOOK_S = 0.02  # so often a waiting step asks whether it is still wanted
@@ -122,10 +123,9 @@ class MistralEngine:
     def admit(self, prepared: Prepared) -> None:
         """A higher class gets in over full slots, and runs beside the others."""
         assert isinstance(prepared, MistralPrepared)
-        rank, slots = prepared.task.priority, self._spec.slots
+        rank = prepared.task.priority
         peers = sum(other.prepared.task.priority >= rank or other.prepared.task.aged for other in self._live.values())
-        if peers >= slots or len(self._live) >= slots + self._spec.reserve_slots:
-            raise NoCapacity("every slot is taken", slots=slots)
+        check_slots(self._spec, peers, len(self._live))
         now_ns = time.perf_counter_ns()
         if not self._live:
             self._last_ns = now_ns

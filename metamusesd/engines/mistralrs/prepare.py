@@ -13,24 +13,21 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from metamusesd.engines.asked import DEFAULT_TOP_K, biases, check_size, given, naming_the_prompt, room_after
 from metamusesd.engines.base import EngineSpec, Prepared, Task
 from metamusesd.engines.mistralrs.native import Model
 from metamusesd.engines.mistralrs.schema import guidance
 from metamusesd.engines.mistralrs.source import Source
 from metamusesd.engines.template import CHATML, CHATML_END, ChatTemplate, Piece
-from metamusesd.errors import ContextOverflow, EngineFailed, InvalidRequest, TemplateFailed
+from metamusesd.errors import EngineFailed, InvalidRequest
 from metamusesd.job import InferenceRequest, Message, Params
 from metamusesd.prompt import fitted, messages_of
 
-BYTES_A_TOKEN = 32  # more than this on average and the prompt cannot fit
 USUAL_BYTES_A_TOKEN = 4
 SOON_S, LATEST_S = 0.25, 20.0  # to wait for a count
-SPARE_BYTES = 4096
-DEFAULT_TOP_K = 40
 BANNED = -1e9  # an infinity becomes NaN where a bias bans all that a grammar allows
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +50,24 @@ class Preparer:
 
     def prepare(self, task: Task) -> MistralPrepared:
         """Render, bound, and check everything that may be refused."""
-        try:
+        with naming_the_prompt(task.request):
             return self._prepared(task)
-        except (ContextOverflow, TemplateFailed) as refusal:
-            refusal.field = "user_query" if task.request.messages is None else "messages"
-            raise
 
     def _prepared(self, task: Task) -> MistralPrepared:
         params = task.request.params
         wanted = params.max_tokens or self._spec.default_max_tokens
         sampling = self._sampling(params)
         messages = messages_of(task.request)
-        self._check_size(messages)
+        check_size(messages, self.context)
         self._check_forgery(task.request)
         if task.request.truncate == "oldest":
             most = self.context - min(wanted, self.context // 4)
             messages = fitted(messages, lambda kept: self._fits(kept, most))
         prompt = self._rendered(messages)
         count = self._count(prompt, self.context - wanted)
-        room = self.context - count
-        if room < 1:
-            raise ContextOverflow(
-                f"the prompt has {count} tokens; the context holds {self.context}, the answer included",
-                prompt_tokens=count,
-                context=self.context,
-            )
+        room = room_after(count, self.context)
         sampling |= {"max_tokens": min(wanted, room), "stop_seqs": [*params.stop, *self._stops] or None}
         return MistralPrepared(task, count, min(wanted, room), prompt, sampling)
-
-    def _check_size(self, messages: list[Message]) -> None:
-        """Before anything looks at the texts."""
-        size = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
-        if size > self.context * BYTES_A_TOKEN + SPARE_BYTES:
-            raise ContextOverflow(
-                f"the prompt has {size} bytes, too many for a context of {self.context} tokens",
-                prompt_bytes=size,
-                context=self.context,
-            )
 
     def _check_forgery(self, request: InferenceRequest) -> None:
         for name, text in _texts(request):
@@ -122,17 +100,17 @@ class Preparer:
 
     def _sampling(self, params: Params) -> dict[str, Any]:
         spec = self._spec
-        temperature = _or(params.temperature, spec.default_temperature)
+        temperature = given(params.temperature, spec.default_temperature)
         self._check_support(params, temperature)
         sampling: dict[str, Any] = {
             "temperature": temperature,
-            "top_p": _or(params.top_p, spec.default_top_p),
-            "top_k": _or(params.top_k, DEFAULT_TOP_K) or self._source.vocabulary,
-            "min_p": _or(params.min_p, 0.0),
-            "repetition_penalty": _or(params.repeat_penalty, 1.0),
-            "presence_penalty": _or(params.presence_penalty, 0.0),
-            "frequency_penalty": _or(params.frequency_penalty, 0.0),
-            "logit_bias": self._bias(params.logit_bias or {}) or None,
+            "top_p": given(params.top_p, spec.default_top_p),
+            "top_k": given(params.top_k, DEFAULT_TOP_K) or self._source.vocabulary,
+            "min_p": given(params.min_p, 0.0),
+            "repetition_penalty": given(params.repeat_penalty, 1.0),
+            "presence_penalty": given(params.presence_penalty, 0.0),
+            "frequency_penalty": given(params.frequency_penalty, 0.0),
+            "logit_bias": biases(params.logit_bias or {}, self._source.vocabulary, BANNED) or None,
             "ignore_eos": params.ignore_eos and params.json_schema is None,
         }
         if params.logprobs is not None:
@@ -153,18 +131,6 @@ class Preparer:
                 "leave it out, set temperature to 0, or use a model of engine llamacpp",
             )  # fmt: skip
 
-    def _bias(self, bias: dict[str, float]) -> dict[int, float]:
-        result: dict[int, float] = {}
-        most = self._source.vocabulary
-        for text, offset in bias.items():
-            token = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
-            if not 0 <= token < most:
-                raise InvalidRequest("params.logit_bias", f"{text!r} is no token id", f"use ids from 0 to {most - 1}")
-            result[token] = BANNED if offset <= -100.0 else offset
-        if sum(offset == BANNED for offset in result.values()) >= most:
-            raise InvalidRequest("params.logit_bias", "it bans every token", "leave some out")
-        return result
-
 
 def _texts(request: InferenceRequest) -> Iterator[tuple[str, str]]:
     """Every text that people wrote, by its field."""
@@ -180,7 +146,3 @@ def _forged(name: str, what: str) -> InvalidRequest:
         name, f"it contains {what!r}, a control token of this model, which mistral.rs cannot keep as text",
         "leave it out, spell it differently, or use a model of engine llamacpp",
     )  # fmt: skip
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
