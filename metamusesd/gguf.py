@@ -50,6 +50,12 @@ class Header:
         kind = self.entries.get("general.file_type")
         return _FILE_TYPES.get(kind, f"type {kind}") if isinstance(kind, int) else "unknown"
 
+    @property
+    def trained_context(self) -> int:
+        """Tokens that the model was made for; 0: the file does not say."""
+        found = self.of_architecture("context_length")
+        return found if isinstance(found, int) else 0
+
 
 def read_header(path: str | Path, whole: tuple[str, ...] = ()) -> Header:
     """Raises ModelNotFound, or ModelLoadFailed when it is no whole GGUF header. Some 50 ms for a large vocabulary.

@@ -41,18 +41,19 @@ def all_checks(config: Config) -> Iterator[Finding]:
 
 def explain(config: Config, file: str | None, overrides: Mapping[str, str], *, as_json: bool) -> None:
     """Print what would run, and why. For a configuration without mistakes."""
-    from metamusesd.commands import explanation, machine
+    from metamusesd.commands import explanation
     from metamusesd.config.origins import origins
     from metamusesd.supervisor.cpus import usable_cores
     from metamusesd.supervisor.measured import core_rates
     from metamusesd.supervisor.placement import model_sizes, place
+    from metamusesd.supervisor.proc import available_bytes
 
     cores, places = usable_cores(), origins(file, overrides)
     placement = place(config, cores, model_sizes(config), core_rates(config))
     if as_json:
         print(json.dumps(explanation.facts(config, places, placement), ensure_ascii=False))
     else:
-        explanation.show(config, places, cores, placement, machine.available_bytes())
+        explanation.show(config, places, cores, placement, available_bytes())
 
 
 def _models(config: Config) -> Iterator[Finding]:
@@ -114,9 +115,8 @@ def _described(path: Path) -> tuple[str, int]:
         source = read_source(str(path))
         return f"{source.architecture}, safetensors", source.trained_context
     header = read_header(path)
-    trained = header.of_architecture("context_length")
     text = f"{header.architecture} {header.parameters / 1e6:.0f} M {header.quantization}"
-    return text, trained if isinstance(trained, int) else 0
+    return text, header.trained_context
 
 
 def _placement(config: Config) -> Iterator[Finding]:

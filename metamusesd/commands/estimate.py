@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from metamusesd.config import EMBEDDED, Config, is_there
 from metamusesd.control import WorkerSpec
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, cell_bytes, cell_count
+from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, kv_of
 from metamusesd.errors import MetamusesdError
 from metamusesd.gguf import read_header
 
@@ -55,10 +55,8 @@ def _worker(config: Config, worker: WorkerSpec, *, on_gpu: bool) -> Part:
     if header is None:
         return Part(worker.name, PROCESS_BYTES, "its process, about")
     spec = EngineSpec("llamacpp", worker.model, slots=worker.slots, reserve_slots=worker.reserve_slots,
-                      kv_cells=model.kv_cells, options=model.options)  # fmt: skip
-    trained = header.of_architecture("context_length")
-    context = min(model.context, trained) if isinstance(trained, int) else model.context
-    cells, each = cell_count(spec, context), cell_bytes(header)
+                      context=model.context, kv_cells=model.kv_cells, options=model.options)  # fmt: skip
+    context, cells, each = kv_of(spec, header)
     why = f"{cells} KV cells x {each / 1024:.1f} KiB"
     why += (
         f" ({'models.' + worker.model + '.kv_cells' if model.kv_cells else f'context {context}, {worker.slots} slots'})"

@@ -102,11 +102,6 @@ def memory_limit(root: Path = ROOT, pid: int | None = None) -> int | None:
     return min((limit for limit in found if limit < NO_LIMIT), default=None)
 
 
-def available_bytes(root: Path = ROOT) -> int:
-    """Memory that can be had without swapping."""
-    return _memory(root).get("MemAvailable", 0)
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8", "replace").strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 from metamusesd import cli, hub
 from metamusesd.config import Config
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, cell_bytes, cell_count
+from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, kv_of
 from metamusesd.errors import EmbedderFailed, InvalidRequest
 from metamusesd.gguf import Header, read_header
 from metamusesd.models import CATALOGUE, DEFAULTS, Piece, digest_of, hash_file, remember
@@ -121,16 +121,16 @@ def add_model(args: argparse.Namespace, config: Config, directory: Path) -> int:
     source, target = Path(args.file), directory / Path(args.file).name
     header = read_header(source)
     digest = hash_file(source)
-    if target.is_file() and hash_file(target) != digest and not args.replace:
+    there = hash_file(target) if target.is_file() else ""
+    if there not in ("", digest) and not args.replace:
         raise InvalidRequest("file", f"{target} is another file", "rename yours, or say --replace")
-    if not target.is_file() or hash_file(target) != digest:
+    if there != digest:
         directory.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, part)
         part.replace(target)  # whoever has the old one mapped keeps it
     remember(target, digest)
-    trained = header.of_architecture("context_length")
-    context = min(4096, trained) if isinstance(trained, int) else 4096
+    context, _, _ = kv_of(EngineSpec("llamacpp", ""), header)
     print(f"{_line(target)}\n\nto use it, write into the configuration, then run `metamusesd reload`:\n")
     print(f'[models.{_key(target)}]\nfile = "{target.name}"\ndigest = "{digest}"\ncontext = {context}')
     return 0
@@ -166,9 +166,7 @@ def _template_digest(header: Header) -> str:
 
 def _memory(header: Header, path: Path, slots: int) -> str:
     """`98 MB of weights, shared by its workers + 251 MB a worker (11136 KV cells x 22.5 KiB, 8 slots)`."""
-    trained = header.of_architecture("context_length")
-    context = min(4096, trained) if isinstance(trained, int) else 4096
-    cells, each = cell_count(EngineSpec("llamacpp", "", slots=slots), context), cell_bytes(header)
+    context, cells, each = kv_of(EngineSpec("llamacpp", "", slots=slots), header)
     kv = f"{cells} KV cells x {each / 1024:.1f} KiB, {slots} slots, context {context}"
     weights = f"{path.stat().st_size / 1e6:.0f} MB of weights, shared by its workers"
     return f"{weights} + {(cells * each + PROCESS_BYTES) / 1e6:.0f} MB a worker ({kv})"

@@ -21,18 +21,16 @@ from dataclasses import dataclass
 from metamusesd import control
 from metamusesd.board import SlotStatus
 from metamusesd.config import Config
-from metamusesd.errors import ModelNotFound
 from metamusesd.log import Logger
-from metamusesd.models import size_of
 from metamusesd.supervisor.changes import makings
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import Placement
 from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.retire import GRACE_S, Retiring
+from metamusesd.supervisor.room import needed_bytes
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import ChildSpec, Entries, Kind
 
-MARGIN_BYTES = 256 << 20  # left free when two workers live side by side
 START_S = 10.0  # beyond boot_s, which the guard holds: for a fork that is not possible at once
 
 Way = Generator[None, None, None]
@@ -186,13 +184,7 @@ class Reload:
         others = {core for each in self._nursery.workers if each.spec.worker for core in each.spec.worker.cores}
         if len(worker.cores) > 1 and others.intersection(worker.cores):
             return False
-        model = wanted.config.models[worker.model]
-        path = wanted.config.model_path(model)
-        try:
-            needed = slot.private_bytes + (size_of(path) if model.file else 0) + MARGIN_BYTES
-        except ModelNotFound:
-            return True  # it will not load anyway
-        return needed <= available_bytes()
+        return needed_bytes(wanted.config, [worker.model], slot.private_bytes) <= available_bytes()
 
     def _part_with(self, slot: Slot) -> Way:
         slot.parked = True

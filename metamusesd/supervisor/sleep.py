@@ -15,16 +15,15 @@ from collections.abc import Callable, Sequence
 
 from metamusesd import control
 from metamusesd.board import Board, SlotStatus
-from metamusesd.config import Config, is_model
+from metamusesd.config import Config
 from metamusesd.log import Logger
-from metamusesd.models import size_of
 from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.retire import Retiring
+from metamusesd.supervisor.room import needed_bytes
 from metamusesd.supervisor.slot import Slot
 
 LOOK_S = 1.0
 REMEMBERED_S = 5.0  # a wish, before the depths show who has it
-MARGIN_BYTES = 256 << 20
 MIB = 1 << 20
 
 
@@ -139,17 +138,10 @@ class Sleeping:
             self._log.info("a tier wakes", tier=tier, needs_mb=needed // MIB)
 
     def _needs(self, slots: Sequence[Slot]) -> int:
-        """What they had of their own when they fell asleep, and each model's file once."""
-        files = set()
-        for slot in slots:
-            if (
-                slot.spec.worker is not None
-                and (model := self.config.models.get(slot.spec.worker.model))
-                and model.file
-            ):
-                files.add(self.config.model_path(model))
-        sizes = [size_of(path) for path in files if is_model(path)]
-        return sum(slot.private_bytes for slot in slots) + sum(sizes) + MARGIN_BYTES
+        """With what they had of their own when they fell asleep."""
+        models = [slot.spec.worker.model for slot in slots if slot.spec.worker]
+        known = [name for name in models if name in self.config.models]
+        return needed_bytes(self.config, known, sum(slot.private_bytes for slot in slots))
 
     def _forgotten(self, tier: str, now_s: float) -> bool:
         """Nobody waits for it any more: what wanted it is done elsewhere, or cancelled."""

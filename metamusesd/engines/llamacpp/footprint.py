@@ -30,6 +30,12 @@ def cell_count(spec: EngineSpec, context: int) -> int:
     return rounded(max(wanted, context))
 
 
+def kv_of(spec: EngineSpec, header: Header) -> tuple[int, int, int]:
+    """(the context of a sequence, cells, bytes of a cell) of a worker with this model."""
+    context = min(spec.context, header.trained_context) if header.trained_context else spec.context
+    return context, cell_count(spec, context), cell_bytes(header)
+
+
 def rounded(cells: int) -> int:
     """llama.cpp makes cells by the 256."""
     return (cells + 255) // 256 * 256
@@ -64,9 +70,8 @@ def gpu_bytes(spec: EngineSpec) -> int:
         return 0
     layers = _number(header.of_architecture("block_count")) or 1
     share = min(1.0, spec.gpu_layers / layers)
-    trained = _number(header.of_architecture("context_length"))
-    context = min(spec.context, trained) if trained else spec.context
-    return int(share * (path.stat().st_size + cell_count(spec, context) * cell_bytes(header))) + GPU_PROCESS_BYTES
+    _, cells, each = kv_of(spec, header)
+    return int(share * (path.stat().st_size + cells * each)) + GPU_PROCESS_BYTES
 
 
 def _number(value: Any) -> int:

@@ -54,9 +54,9 @@ def _of_gguf(path: str) -> Source:
     named = [(text, kind == CONTROL) for text, kind in kinds if kind in (CONTROL, USER_DEFINED)]
     bos, eos = (_text(tokens, entries.get(f"tokenizer.ggml.{which}_token_id")) for which in ("bos", "eos"))
     begins = bool(entries.get("tokenizer.ggml.add_bos_token", False)) and bool(bos)
-    trained = header.of_architecture("context_length")
-    trained = trained if isinstance(trained, int) else 0
-    return Source(header.architecture, len(tokens), trained, template, bos, eos, begins, _controls(named, template))
+    return Source(
+        header.architecture, len(tokens), header.trained_context, template, bos, eos, begins, _controls(named, template)
+    )
 
 
 def _text(tokens: list[str], token: Any) -> str:

@@ -15,7 +15,8 @@ from metamusesd.config.options import Daemon, Model, Tier
 from metamusesd.control import WorkerSpec
 from metamusesd.log import get_logger
 from metamusesd.supervisor.retire import Retiring
-from metamusesd.supervisor.sleep import MARGIN_BYTES, Sleeping
+from metamusesd.supervisor.room import MARGIN_BYTES
+from metamusesd.supervisor.sleep import Sleeping
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import ChildSpec, Kind
 
