@@ -83,7 +83,7 @@ class Recycling:
         if slot.recycling or slot.held or slot.parked or slot.private_bytes <= limit:
             return False
         record = self._records.get(slot.name, Record())
-        siblings = [other for other in self._workers if other is not slot and _tier(other) == _tier(slot)]
+        siblings = [other for other in self._workers if other is not slot and other.tier == slot.tier]
         present = (SlotStatus.READY, SlotStatus.FAILED, SlotStatus.ASLEEP)
         return record.may(now_s) and all(other.status in present and not other.recycling for other in siblings)
 
@@ -95,13 +95,8 @@ class Recycling:
         self._log.info("recycling", child=slot.name, pid=slot.pid, **self._sizes(slot))
 
     def _limit(self, slot: Slot) -> int:
-        tier = self.config.tiers.get(_tier(slot))
+        tier = self.config.tiers.get(slot.tier)
         return tier.recycle_mb * MIB if tier else 0
 
     def _sizes(self, slot: Slot) -> dict[str, int]:
         return {"private_mb": slot.private_bytes // MIB, "recycle_mb": self._limit(slot) // MIB}
-
-
-def _tier(slot: Slot) -> str:
-    assert slot.spec.worker is not None
-    return slot.spec.worker.tier

@@ -225,8 +225,7 @@ class Reload:
     def _let_in(self, slot: Slot) -> None:
         """It may be linked; unless the dispatcher does not know its tier yet, which then is the next to be replaced."""
         known = self._nursery.dispatcher.config
-        assert slot.spec.worker is not None
-        if known is None or slot.spec.worker.tier in known.enabled_tiers():
+        if known is None or slot.tier in known.enabled_tiers():
             slot.parked = False
 
     def _renew(self, slot: Slot, wanted: Wanted, told: Told) -> Way:

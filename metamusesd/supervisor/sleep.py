@@ -69,7 +69,7 @@ class Sleeping:
 
     def _wake_the_rest(self) -> None:
         """Who is asleep in a tier that may not sleep any more, or where jobs wait though some are awake."""
-        for tier in {slot.spec.worker.tier for slot in self._workers if slot.spec.worker}:
+        for tier in {slot.tier for slot in self._workers}:
             states = {slot.status for slot in self._of(tier)}
             mixed = SlotStatus.ASLEEP in states and len(states) > 1 and self._waiting(tier)
             if mixed or (SlotStatus.ASLEEP in states and tier not in self._limits()):
@@ -80,7 +80,7 @@ class Sleeping:
         return {name: tier.idle_unload_s for name, tier in tiers.items() if tier.idle_unload_s}
 
     def _of(self, tier: str) -> list[Slot]:
-        return [slot for slot in self._workers if slot.spec.worker and slot.spec.worker.tier == tier]
+        return [slot for slot in self._workers if slot.tier == tier]
 
     def _waiting(self, tier: str) -> bool:
         queues = self._board.queues.read() or {}
@@ -169,10 +169,9 @@ class Sleeping:
     def _tell(self) -> None:
         """The dispatcher, who sleeps; again to each new one. A tier that cannot come serves nobody: its jobs may go
         elsewhere."""
-        tiers = {slot.spec.worker.tier for slot in self._workers if slot.spec.worker}
         sleeping = {
             tier: round(self._load_s.get(tier, 1.0), 3)
-            for tier in tiers
+            for tier in {slot.tier for slot in self._workers}
             if tier not in self.waits and (tier in self._coming or self._sleeps(tier))
         }
         now = (self._dispatcher.generation, sleeping)

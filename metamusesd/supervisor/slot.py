@@ -95,6 +95,11 @@ class Slot:
         return self.spec.name
 
     @property
+    def tier(self) -> str:
+        """That it serves; empty: it is no worker."""
+        return self.spec.worker.tier if self.spec.worker else ""
+
+    @property
     def drained(self) -> bool:
         """It is held and has no jobs; one without a link has none either."""
         return self.held and not self.retire_s and (self.emptied or not self.epoch)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,16 +22,7 @@ from metamusesd.errors import (
     NoCapacity,
 )
 from metamusesd.job import InferenceRequest, Message, Params, Priority
-
-HANDLES = itertools.count(1)
-
-
-def model_file() -> Path:
-    folder = Path(os.environ.get("MODELS_DIR") or Path(__file__).parents[2] / "models")
-    found = sorted(folder.rglob("*SmolLM2-135M*.gguf"))
-    if not found:
-        pytest.skip(f"no SmolLM2 GGUF below {folder}: `make models` fetches it")
-    return found[0]
+from tests.contract.engine_rig import HANDLES, model_file
 
 
 def loaded(**changes: Any) -> Any:
