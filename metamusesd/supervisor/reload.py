@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metamusesd import control
 from metamusesd.board import SlotStatus
@@ -136,14 +136,17 @@ class Reload:
             elif present.born != made or present.spec.worker != spec.worker:
                 yield from self._replace(present, spec, wanted, told, trial)
             elif present.status is SlotStatus.FAILED:
-                told.step(f"{present.name} had been given up, and is tried again")
-                present.another_chance()
+                self._try_again(present, told)
         for child in filter(None, (self._nursery.dispatcher, self._nursery.vectors)):
             if child.born != makings(child.spec, wanted.config):
                 yield from self._renew(child, wanted, told)
             elif child.status is SlotStatus.FAILED:
-                told.step(f"{child.name} had been given up, and is tried again")
-                child.another_chance()
+                self._try_again(child, told)
+
+    def _try_again(self, slot: Slot, told: Told) -> None:
+        """Nobody waits for it: whether it lives now is its own affair, as it was."""
+        told.step(f"{slot.name} had been given up, and is tried again")
+        slot.another_chance()
 
     def _of(self, name: str) -> Slot | None:
         return next((slot for slot in self._nursery.workers if slot.name == name), None)
@@ -171,8 +174,7 @@ class Reload:
         told.step(f"{slot.name} leaves, then its successor starts")
         slot.parked = True
         yield from self._empty(slot)
-        assert spec.worker is not None
-        slot.spec = ChildSpec(spec.name, spec.kind, spec.entry, slot.spec.row, spec.worker)
+        slot.spec = replace(spec, row=slot.spec.row)
         yield from self._bring_up(slot, wanted, trial)
         self._let_in(slot)
 
