@@ -124,7 +124,10 @@ class Dispatcher:
             )
         except Exception as error:  # a bug of ours: without an end the job would run again and again
             outcome = refusal(run.claim, MetamusesdError(f"{type(error).__name__}: {error}"))
-        outcome = self.keeping.prepare(run, outcome)
+        await self._write(run, end, self.keeping.prepare(run, outcome), ended_ns)
+
+    async def _write(self, run: Run, end: End, outcome: Settlement | Requeue | None, ended_ns: int) -> None:
+        """Put it into the queue, and tell everybody who wants to know. None: there is nothing to write any more."""
         verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
         self.keeping.settled(run, outcome, verdict)
         self.ledger.ended(run, end, outcome, verdict)
@@ -167,11 +170,8 @@ class Dispatcher:
         run = self.hold(claim)
         try:
             outcome = await self.embedding.outcome(run, request)
-            ended_ns = time.monotonic_ns()
-            verdict = await self.outbox.put(outcome) if outcome is not None else Verdict.LOST
             end = run.end.result() if run.end.done() else Back("refused")
-            self.ledger.ended(run, end, outcome, verdict)
-            self.traces.ended(run, end, outcome, verdict, ended_ns)
+            await self._write(run, end, outcome, time.monotonic_ns())
         finally:
             self.release(run)
 
