@@ -3,6 +3,7 @@
 python -m benchmarks engine|queue|cache|routing|schedule|scrape|correctness|faults|operate|agreement
     [--json OUT] [--quick] [--case NAME]
 python -m benchmarks build-llama-server [--dir DIR] [--jobs N]
+python -m benchmarks make-model --shape NAME --like FILE --out FILE [--format NAME] [--vocabulary N]
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def main(arguments: list[str]) -> int:
         from benchmarks import llama_server
 
         return llama_server.main(arguments[1:])
+    if arguments[:1] == ["make-model"]:
+        from benchmarks import made_model
+
+        return made_model.main(arguments[1:])
     options = _parser().parse_args(arguments)
     options.command = "python -m benchmarks " + " ".join(arguments)
     try:
@@ -52,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=("ours", "yardstick"), help="run one side; ratios stay empty")
     parser.add_argument("--model", type=Path, help="GGUF file (default: the demo model)")
     parser.add_argument("--cores", help="cores of both sides, such as 0,1 (default: all that this process may use)")
+    parser.add_argument("--gpus", help="engine: both sides on these, such as 0 (the build must have CUDA)")
     parser.add_argument(
         "--minutes", type=float, help="faults, operate: how long chaos (default 5) or the soak (60) lasts"
     )

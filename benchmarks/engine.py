@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks import llama_server
+from benchmarks import llama_server, machine
 from benchmarks.load import Prompts, Server, closed_loop
 from benchmarks.ours import Layout, OurServer, run_ours
 from benchmarks.report import Report
@@ -37,6 +37,7 @@ class Bench:
     only: str | None
     build: llama_server.Build | None
     report: Report
+    gpus: tuple[str, ...] = ()  # both sides compute on these; none: on the cores
     prompts: Prompts = field(default_factory=lambda: Prompts(SEED))
 
     @property
@@ -52,7 +53,7 @@ class Bench:
         if self.only == "yardstick":
             yield None
             return
-        async with run_ours(model or self.model, cores or self.cores, layout) as server:
+        async with run_ours(model or self.model, cores or self.cores, layout, self.gpus) as server:
             await self._warm_up(server, layout.workers * layout.slots)
             yield server
 
@@ -80,6 +81,7 @@ class Bench:
             threads=count,
             environment=environment,
             label=label,
+            gpus=self.gpus,
         ) as server:
             await self._warm_up(server, slots)
             yield server
@@ -106,7 +108,7 @@ class Bench:
 
 def run(options: argparse.Namespace) -> Report:
     """The whole benchmark, or the cases named by --case."""
-    from benchmarks.engine_cases import CASES
+    from benchmarks.engine_cases import CASES, ON_CPU, ON_GPU
 
     report = Report(benchmark="engine", command=options.command)
     cores = _cores(options.cores)
@@ -118,13 +120,14 @@ def run(options: argparse.Namespace) -> Report:
         only=options.only,
         build=None if options.only == "ours" else llama_server.find() or llama_server.stand_in(),
         report=report,
+        gpus=tuple(options.gpus.split(",")) if options.gpus else (),
     )
     unknown = set(options.case or ()) - set(CASES)
     if unknown:
         raise SystemExit(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     _describe(bench)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        for name in options.case or CASES:
+        for name in options.case or (ON_GPU if bench.gpus else ON_CPU):
             print(f"case {name} …", flush=True)
             runner.run(_case(CASES[name], bench))
             if options.json:  # after every case, so that a run that is cut short has not been in vain
@@ -138,7 +141,10 @@ async def _case(case: Callable[[Bench], Awaitable[None]], bench: Bench) -> None:
 
 def _describe(bench: Bench) -> None:
     notes = bench.report.notes
-    notes.append(f"model {bench.model.name}, cores {bench.cores}, {bench.rounds} alternating rounds, medians")
+    where = f"GPU {' '.join(bench.gpus)}, " if bench.gpus else ""
+    if bench.gpus:
+        notes.append(f"GPU: {machine.gpus(bench.gpus)}")
+    notes.append(f"model {bench.model.name}, {where}cores {bench.cores}, {bench.rounds} alternating rounds, medians")
     if bench.build is None:
         if bench.only != "ours":
             notes.append("no llama-server: run `python -m benchmarks build-llama-server`; yardstick columns stay empty")

@@ -46,6 +46,16 @@ async def throughput(bench: Bench) -> None:
                 _load_rows(bench, case, loads, bars)
 
 
+async def on_gpu(bench: Bench) -> None:
+    """The same at 1, 16 and 64 concurrent requests on the GPUs of the run: one worker with 64 slots."""
+    layout = Layout(workers=1, slots=64, context_tokens=CONTEXT_TOKENS, cells=64 * CONTEXT_TOKENS)
+    async with bench.ours(layout) as ours:
+        for concurrency in (1, 16, 64):
+            async with bench.yardstick(concurrency, CONTEXT_TOKENS) as theirs:
+                loads = await _loads(bench, [ours, theirs], concurrency)
+            _load_rows(bench, f"{concurrency} concurrent", loads, (None, None))
+
+
 async def busy_neighbour(bench: Bench) -> None:
     """8 concurrent while another process holds one of the cores; the server as it comes, and helped in two ways."""
     passive = {"OMP_WAIT_POLICY": "passive"}
@@ -149,4 +159,7 @@ CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "critical": engine_latency.critical,
     "memory": engine_model.second_worker,
     "derived": engine_model.derived,
+    "gpu": on_gpu,
 }
+ON_GPU = ("gpu",)  # what is run when no case is named
+ON_CPU = tuple(name for name in CASES if name not in ON_GPU)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -54,6 +56,12 @@ def descendants(pid: int) -> list[int]:
             found += children
             waiting += children
     return found
+
+
+def gpus(names: Sequence[str]) -> str:
+    """What the driver calls these GPUs: name, memory, version of the driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return subprocess.run([*query, "-i", ",".join(names)], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _line(path: str, key: str) -> str:

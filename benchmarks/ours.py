@@ -64,6 +64,7 @@ model = "bench"
 workers = {workers}
 cores = {cores}
 slots = {slots}
+gpus = {gpus}
 """
 
 
@@ -112,13 +113,15 @@ class OurServer:
 
 
 @asynccontextmanager
-async def run_ours(model: Path, cores: list[int], layout: Layout) -> AsyncIterator[OurServer]:
+async def run_ours(
+    model: Path, cores: list[int], layout: Layout, gpus: tuple[str, ...] = ()
+) -> AsyncIterator[OurServer]:
     """Start `metamusesd run` on `cores` with its embedded Redis in a temporary directory; drain it afterwards."""
     from metamusesd.client import Client
 
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as state:
         path = Path(state) / "bench.toml"
-        path.write_text(_config(model, cores, layout, state))
+        path.write_text(_config(model, cores, layout, state, gpus))
         command = pinned(cores, [sys.executable, "-m", "metamusesd", "run", "--config", str(path)])
         log = Path(state) / "log"
         with log.open("wb") as output:
@@ -131,7 +134,7 @@ async def run_ours(model: Path, cores: list[int], layout: Layout) -> AsyncIterat
             _stop(child)
 
 
-def _config(model: Path, cores: list[int], layout: Layout, state: str) -> str:
+def _config(model: Path, cores: list[int], layout: Layout, state: str, gpus: tuple[str, ...]) -> str:
     return CONFIG.format(
         state=state,
         models=model.parent,
@@ -141,6 +144,7 @@ def _config(model: Path, cores: list[int], layout: Layout, state: str) -> str:
         workers=layout.workers,
         cores=cores,
         slots=layout.slots,
+        gpus=list(gpus),
     )
 
 

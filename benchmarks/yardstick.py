@@ -97,12 +97,14 @@ async def run_llama_server(
     threads: int | None,
     environment: dict[str, str] | None = None,
     label: str = "",
+    gpus: tuple[str, ...] = (),
 ) -> AsyncIterator[LlamaServer]:
     """Start a server on `cores`, wait until it is healthy, end it afterwards. `threads` None: the server's default."""
     port = _free_port()
-    command = pinned(cores, _command(build, model, port, slots, context_tokens, threads))
+    command = pinned(cores, _command(build, model, port, slots, context_tokens, threads, bool(gpus)))
+    seen = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **seen, **(environment or {})})
         try:
             await _until_healthy(child, port, log)
             yield LlamaServer(f"{build.name}{label}", port)
@@ -114,11 +116,14 @@ async def run_llama_server(
             child.wait()
 
 
-def _command(build: Build, model: Path, port: int, slots: int, context_tokens: int, threads: int | None) -> list[str]:
+def _command(
+    build: Build, model: Path, port: int, slots: int, context_tokens: int, threads: int | None, gpu: bool
+) -> list[str]:
     if not build.binary:
         numbers = (port, slots, slots * context_tokens, threads or 0)
         return [sys.executable, "-c", STAND_IN, str(model), *map(str, numbers)]
-    command = [build.binary, "-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-ngl", "0"]
+    command = [build.binary, "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["-ngl", "999" if gpu else "0"]
     command += ["--parallel", str(slots), "-c", str(slots * context_tokens)]
     return command if threads is None else [*command, "-t", str(threads), "-tb", str(threads)]
 
