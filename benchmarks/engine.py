@@ -106,6 +106,11 @@ class Bench:
         await closed_loop(server, self.prompts.asks(requests, 8), requests)
 
 
+def side(rounds: list[list[Figure | None]], place: int) -> list[Figure]:
+    """The figures of one side, without the rounds in which it did not run."""
+    return [figure for turn in rounds if (figure := turn[place]) is not None]
+
+
 def run(options: argparse.Namespace) -> Report:
     """The whole benchmark, or the cases named by --case."""
     from benchmarks.engine_cases import CASES, ON_CPU, ON_GPU

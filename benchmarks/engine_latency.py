@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.engine import Bench, Figure
-from benchmarks.load import Ask, Sample, Server, percentile
+from benchmarks.engine import Bench, side
+from benchmarks.load import Ask, Server, percentile, streaming, ttft_s, until_tokens
 from benchmarks.ours import Layout
 from benchmarks.report import absolute, compare
 
@@ -21,7 +19,6 @@ STREAM_TOKENS = 1400  # more than a stream can get until the long prompt has its
 LOW_TOKENS = 600  # of each low job under a critical one
 CONTEXT_TOKENS = 2048
 SETTLED_TOKENS = 24  # of each stream, before it counts as running steadily
-START_TIMEOUT_S = 180.0
 
 
 async def persona(bench: Bench) -> None:
@@ -30,14 +27,14 @@ async def persona(bench: Bench) -> None:
 
     async def measure(server: Server, turn: int) -> tuple[float, float]:
         system = bench.prompts.text(PERSONA_TOKENS)
-        first = await _ttft_s(server, Ask(bench.prompts.text(30), 8, system=system))
-        again = [await _ttft_s(server, Ask(bench.prompts.text(30), 8, system=system)) for _ in range(3)]
+        first = await ttft_s(server, Ask(bench.prompts.text(30), 8, system=system))
+        again = [await ttft_s(server, Ask(bench.prompts.text(30), 8, system=system)) for _ in range(3)]
         return 1000 * statistics.median(again), 1000 * first
 
     async with bench.ours(layout) as ours, bench.yardstick(4, CONTEXT_TOKENS) as theirs:
         rounds = await bench.alternate([ours, theirs], measure)
     for place, name, bar in ((0, "metamusesd", "<= 0.15"), (1, bench.yardstick_name, None)):
-        pairs = _side(rounds, place)
+        pairs = side(rounds, place)
         case, against = f"{PERSONA_TOKENS}-token persona seen before, {name}", f"{name}, first time"
         if pairs:
             bench.report.rows.append(compare("TTFT", case, "ms", pairs, against=against, bar=bar))
@@ -67,7 +64,7 @@ async def long_prompt(bench: Bench) -> None:
     neighbours = 1 + STREAMS / layout.workers
     sides = ((0, "metamusesd", neighbours, ("<= 2.5", "<= 2.0")), (1, bench.yardstick_name, STREAMS + 1, (None, None)))
     for place, name, share, bars in sides:
-        found = _side(rounds, place)
+        found = side(rounds, place)
         if found:
             _intrusion_rows(bench, name, share, found, bars)
 
@@ -89,19 +86,19 @@ def _intrusion_rows(
 
 
 async def _intrude(bench: Bench, server: Server) -> Intrusion:
-    alone_s = await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4)) / 2
+    alone_s = await ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4)) / 2
     asks = bench.prompts.asks(STREAMS, STREAM_TOKENS)
-    async with _streaming(server, asks) as streams:
-        await _until_tokens(streams, SETTLED_TOKENS // 3)
+    async with streaming(server, asks) as streams:
+        await until_tokens(streams, SETTLED_TOKENS // 3)
         calm_from_s = time.perf_counter()
-        await _until_tokens(streams, SETTLED_TOKENS // 3 + SETTLED_TOKENS)
+        await until_tokens(streams, SETTLED_TOKENS // 3 + SETTLED_TOKENS)
         came_s = time.perf_counter()
-        ttft_s = await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4))
-        first_s = came_s + ttft_s
-    alone_s += await _ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4)) / 2
+        waited_s = await ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4))
+        first_s = came_s + waited_s
+    alone_s += await ttft_s(server, Ask(bench.prompts.text(LONG_TOKENS), 4)) / 2
     calm = [gap for stream in streams for gap in stream.gaps_s(calm_from_s, came_s)]
     during = [gap for stream in streams for gap in stream.gaps_s(came_s, first_s)]
-    return Intrusion(1000 * percentile(calm, 0.99), 1000 * percentile(during, 0.99), 1000 * alone_s, 1000 * ttft_s)
+    return Intrusion(1000 * percentile(calm, 0.99), 1000 * percentile(during, 0.99), 1000 * alone_s, 1000 * waited_s)
 
 
 async def critical(bench: Bench) -> None:
@@ -112,52 +109,18 @@ async def critical(bench: Bench) -> None:
 
     async def ttft_ms(server: Server) -> float:
         asks = [Ask(bench.prompts.text(60), 4, priority="critical") for _ in range(count)]
-        return 1000 * statistics.median([await _ttft_s(server, ask) for ask in asks])
+        return 1000 * statistics.median([await ttft_s(server, ask) for ask in asks])
 
     async def measure(server: Server, turn: int) -> tuple[float, float]:
         idle_ms = await ttft_ms(server)
         low = bench.prompts.asks(slots + STREAMS, LOW_TOKENS, priority="low")
-        async with _streaming(server, low) as streams:
-            await _until_tokens(streams, 4, count=slots)
+        async with streaming(server, low) as streams:
+            await until_tokens(streams, 4, count=slots)
             return await ttft_ms(server), idle_ms
 
     async with bench.ours(layout) as ours:
         rounds = await bench.alternate([ours], measure)
-    pairs = _side(rounds, 0)
+    pairs = side(rounds, 0)
     if pairs:
         case = f"critical while {slots} low ones fill all slots"
         bench.report.rows.append(compare("TTFT", case, "ms", pairs, against="metamusesd, idle", bar="<= 1.5"))
-
-
-def _side(rounds: list[list[Figure | None]], place: int) -> list[Figure]:
-    """The figures of one side, without the rounds in which it did not run."""
-    return [figure for turn in rounds if (figure := turn[place]) is not None]
-
-
-async def _ttft_s(server: Server, ask: Ask) -> float:
-    sample = Sample()
-    await server.ask(ask, sample)
-    return sample.ttft_s
-
-
-@asynccontextmanager
-async def _streaming(server: Server, asks: Sequence[Ask]) -> AsyncIterator[list[Sample]]:
-    """Requests in the background, cancelled at the end of the block."""
-    samples = [Sample() for _ in asks]
-    tasks = [asyncio.create_task(server.ask(ask, sample)) for ask, sample in zip(asks, samples, strict=True)]
-    try:
-        yield samples
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-
-
-async def _until_tokens(samples: Sequence[Sample], tokens: int, *, count: int | None = None) -> None:
-    """Wait until `count` (default: all) of the samples have so many tokens."""
-    wanted = len(samples) if count is None else count
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while sum(len(sample.arrivals_s) >= tokens for sample in samples) < wanted:
-            await asyncio.sleep(0.005)

@@ -10,11 +10,14 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
-Style = Literal["greedy", "sampled", "json"]
+from benchmarks.styles import STYLES, Style
+
+START_TIMEOUT_S = 180.0  # until streams have their first tokens
 
 WORDS = """
 river stone morning window letter garden winter bridge candle market harbor silver forest engine paper mountain
@@ -25,18 +28,6 @@ builds follows answers keeps turns remembers measures covers reaches explains cr
 heavy simple distant careful empty golden early certain gentle broken sudden
 """
 
-JSON_SCHEMA = {
-    "type": "array",
-    "minItems": 24,
-    "maxItems": 32,
-    "items": {
-        "type": "object",
-        "properties": {"name": {"type": "string"}, "score": {"type": "integer"}, "open": {"type": "boolean"}},
-        "required": ["name", "score", "open"],
-        "additionalProperties": False,
-    },
-}
-
 
 @dataclass(frozen=True)
 class Ask:
@@ -44,7 +35,7 @@ class Ask:
 
     text: str
     max_tokens: int
-    style: Style = "greedy"
+    style: Style = STYLES["greedy"]
     system: str | None = None
     priority: str = "normal"
 
@@ -116,11 +107,11 @@ class Prompts:
         words = [self._head(), *self._random.choices(self._words, k=max(1, round(tokens / 1.1) - 2))]
         return " ".join(words) + "."
 
-    def asks(self, count: int, max_tokens: int, *, style: Style = "greedy", priority: str = "normal") -> list[Ask]:
+    def asks(self, count: int, max_tokens: int, *, style: str = "greedy", priority: str = "normal") -> list[Ask]:
         """`count` requests with prompts of 40 to 160 tokens, spread evenly and shuffled."""
         lengths = [40 + 120 * place // max(1, count - 1) for place in range(count)]
         self._random.shuffle(lengths)
-        return [Ask(self.text(length), max_tokens, style, priority=priority) for length in lengths]
+        return [Ask(self.text(length), max_tokens, STYLES[style], priority=priority) for length in lengths]
 
     def _head(self) -> str:
         if not self._heads:
@@ -145,6 +136,36 @@ async def closed_loop(server: Server, asks: Iterable[Ask], concurrency: int) -> 
         for _ in range(concurrency):
             clients.create_task(client())
     return Load(samples, time.perf_counter() - started)
+
+
+async def ttft_s(server: Server, ask: Ask) -> float:
+    """The TTFT of one request that is served to its end."""
+    sample = Sample()
+    await server.ask(ask, sample)
+    return sample.ttft_s
+
+
+@asynccontextmanager
+async def streaming(server: Server, asks: Sequence[Ask]) -> AsyncIterator[list[Sample]]:
+    """Requests in the background, cancelled at the end of the block."""
+    samples = [Sample() for _ in asks]
+    tasks = [asyncio.create_task(server.ask(ask, sample)) for ask, sample in zip(asks, samples, strict=True)]
+    try:
+        yield samples
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def until_tokens(samples: Sequence[Sample], tokens: int, *, count: int | None = None) -> None:
+    """Wait until `count` (default: all) of the samples have so many tokens."""
+    wanted = len(samples) if count is None else count
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while sum(len(sample.arrivals_s) >= tokens for sample in samples) < wanted:
+            await asyncio.sleep(0.005)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks.load import JSON_SCHEMA, Ask, Sample
+from benchmarks.load import Ask, Sample
 from benchmarks.machine import descendants, pinned
 from metamusesd import config
 from metamusesd.job import TERMINAL, CachePolicy, InferenceRequest, Message, Params, Result, decode_result
@@ -28,20 +28,6 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 NO_CACHE = CachePolicy(read=False, write=False)
-PARAMS: dict[str, dict[str, Any]] = {
-    "greedy": {"temperature": 0.0, "ignore_eos": True},
-    "sampled": {
-        "temperature": 0.7,
-        "top_k": 40,
-        "top_p": 0.9,
-        "repeat_penalty": 1.1,
-        "presence_penalty": 0.1,
-        "frequency_penalty": 0.1,
-        "seed": 7,
-        "ignore_eos": True,
-    },
-    "json": {"temperature": 0.0, "json_schema": JSON_SCHEMA},
-}
 CONFIG = """
 [daemon]
 state_dir = "{state}"
@@ -93,11 +79,14 @@ class OurServer:
         self.pid = pid
 
     async def ask(self, ask: Ask, sample: Sample) -> None:
-        """Submit, then follow the stream until the job has settled."""
-        request = _request(ask)
+        """Submit, then follow the stream until the job has settled; or wait for the result where none is wanted."""
+        request = request_of(ask)
         sample.sent_s = time.perf_counter()
         receipt = await self._client.submit(request)
         try:
+            if not ask.style.stream:
+                _finish(sample, await self._client.wait(receipt.id))
+                return
             async for event in self._client.stream(receipt.id):
                 if event.text:
                     sample.arrivals_s.append(time.perf_counter())
@@ -157,11 +146,14 @@ def _finish(sample: Sample, result: Result) -> None:
     sample.cached_tokens = result.usage.cached_tokens
 
 
-def _request(ask: Ask) -> InferenceRequest:
+def request_of(ask: Ask) -> InferenceRequest:
+    """The job that asks this."""
     messages = [Message(role="system", content=ask.system)] if ask.system else []
     messages.append(Message(role="user", content=ask.text))
-    params = Params(max_tokens=ask.max_tokens, **PARAMS[ask.style])
-    return InferenceRequest(messages=messages, params=params, tier="fast", priority=ask.priority, cache=NO_CACHE)
+    params = Params(max_tokens=ask.max_tokens, **ask.style.ours)
+    return InferenceRequest(
+        messages=messages, params=params, tier="fast", priority=ask.priority, cache=NO_CACHE, stream=ask.style.stream
+    )
 
 
 async def _until_ready(child: subprocess.Popen[bytes], health: Path, log: Path) -> None:

@@ -22,31 +22,10 @@ from typing import IO, Any
 import msgspec
 
 from benchmarks.llama_server import Build
-from benchmarks.load import JSON_SCHEMA, Ask, Sample
+from benchmarks.load import Ask, Sample
 from benchmarks.machine import pinned
 
 START_TIMEOUT_S = 60.0
-CHAINS: dict[str, dict[str, Any]] = {
-    "greedy": {"samplers": ["top_k"], "top_k": 1, "temperature": 0.0, "ignore_eos": True},
-    "sampled": {
-        "samplers": ["penalties", "top_k", "top_p", "temperature"],
-        "temperature": 0.7,
-        "top_k": 40,
-        "top_p": 0.9,
-        "repeat_penalty": 1.1,
-        "presence_penalty": 0.1,
-        "frequency_penalty": 0.1,
-        "repeat_last_n": 512,
-        "seed": 7,
-        "ignore_eos": True,
-    },
-    "json": {
-        "samplers": ["top_k"],
-        "top_k": 1,
-        "temperature": 0.0,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "list", "schema": JSON_SCHEMA}},
-    },
-}
 STAND_IN = """
 import signal, sys, xllamacpp
 model, port, slots, context, threads = sys.argv[1], *map(int, sys.argv[2:])
@@ -69,7 +48,7 @@ class LlamaServer:
 
     async def ask(self, ask: Ask, sample: Sample) -> None:
         """Stream one chat completion."""
-        body = msgspec.json.encode(_body(ask))
+        body = msgspec.json.encode(body_of(ask))
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: l\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
         sample.sent_s = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
@@ -79,8 +58,8 @@ class LlamaServer:
             if b" 200 " not in status:
                 raise RuntimeError(f"{self.name} answered {status!r}: {(await reader.read(2000))!r}")
             while line := await reader.readline():
-                if line.startswith(b"data: {"):
-                    _take(_CHUNK.decode(line[6:]), sample)
+                if line.startswith((b"data: {", b"{")):  # an event of a stream; the whole answer
+                    _take(_CHUNK.decode(line.removeprefix(b"data: ")), sample)
             sample.done_s = time.perf_counter()
         finally:
             writer.close()
@@ -128,10 +107,11 @@ def _command(
     return command if threads is None else [*command, "-t", str(threads), "-tb", str(threads)]
 
 
-def _body(ask: Ask) -> dict[str, Any]:
+def body_of(ask: Ask) -> dict[str, Any]:
+    """The request that asks this."""
     messages = [{"role": "system", "content": ask.system}] if ask.system else []
     messages.append({"role": "user", "content": ask.text})
-    return {"messages": messages, "max_tokens": ask.max_tokens, "stream": True, **CHAINS[ask.style]}
+    return {"messages": messages, "max_tokens": ask.max_tokens, "stream": ask.style.stream, **ask.style.theirs}
 
 
 class _Delta(msgspec.Struct):
