@@ -18,7 +18,7 @@ from metamusesd.errors import ModelLoadFailed, ModelNotFound
 
 MAX_ENTRIES = 65_536
 MAX_ARRAY = 16_000_000
-KEEP_ARRAY = 64  # longer arrays are skipped: vocabularies
+KEEP_ARRAY = 512  # longer arrays are skipped: vocabularies; shorter ones may have a number for each layer
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _FILE_TYPES = {

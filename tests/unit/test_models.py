@@ -230,8 +230,10 @@ def gguf(entries: list[tuple[str, int, bytes]], tensors: bytes = b"", tensor_cou
 
 
 def test_header_is_read(tmp_path: Path) -> None:
-    """Architecture, context, format and parameters come out of the header; long arrays come as their length."""
-    vocabulary = struct.pack("<IQ", 8, 100) + b"".join(struct.pack("<Q", 2) + b"ab" for _ in range(100))
+    """Architecture, context, format and parameters come out of the header; a vocabulary comes as its length, a number for
+    each layer as it is."""
+    vocabulary = struct.pack("<IQ", 8, 1000) + b"".join(struct.pack("<Q", 2) + b"ab" for _ in range(1000))
+    by_layer = struct.pack("<IQ", 4, 128) + struct.pack("<128I", *range(128))
     tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<IQQIQ", 2, 30, 4, 0, 0)
     architecture = struct.pack("<Q", 5) + b"llama"
     entries = [
@@ -240,12 +242,14 @@ def test_header_is_read(tmp_path: Path) -> None:
         ("general.file_type", 4, struct.pack("<I", 7)),
         ("tokens", 9, vocabulary),
         ("ids", 9, struct.pack("<IQII", 4, 2, 5, 6)),
+        ("heads", 9, by_layer),
     ]
     (tmp_path / "a.gguf").write_bytes(gguf(entries, tensor, 1))
     header = read_header(tmp_path / "a.gguf")
     assert (header.architecture, header.quantization, header.parameters) == ("llama", "Q8_0", 120)
     assert header.of_architecture("context_length") == 8192
-    assert header.entries["tokens"] == 100 and header.entries["ids"] == [5, 6]
+    assert header.entries["tokens"] == 1000 and header.entries["ids"] == [5, 6]
+    assert header.entries["heads"] == list(range(128))
 
 
 @pytest.mark.parametrize(
