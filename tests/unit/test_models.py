@@ -230,8 +230,8 @@ def gguf(entries: list[tuple[str, int, bytes]], tensors: bytes = b"", tensor_cou
 
 
 def test_header_is_read(tmp_path: Path) -> None:
-    """Architecture, context, format and parameters come out of the header; a vocabulary comes as its length, a number for
-    each layer as it is."""
+    """Architecture, context, format and parameters come out of the header; a vocabulary comes as its length, a number
+    for each layer as it is."""
     vocabulary = struct.pack("<IQ", 8, 1000) + b"".join(struct.pack("<Q", 2) + b"ab" for _ in range(1000))
     by_layer = struct.pack("<IQ", 4, 128) + struct.pack("<128I", *range(128))
     tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<IQQIQ", 2, 30, 4, 0, 0)
