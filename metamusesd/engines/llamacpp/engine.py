@@ -41,7 +41,7 @@ from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer, dead_end
 from metamusesd.engines.llamacpp.rates import Rates
 from metamusesd.engines.llamacpp.sampling import describe, log_probabilities
-from metamusesd.engines.llamacpp.sequence import Sequence, new_sequence
+from metamusesd.engines.llamacpp.sequence import Entry, Sequence, in_order, new_sequence
 from metamusesd.errors import EngineFailed, ModelLoadFailed, NoCapacity
 from metamusesd.job import Priority
 
@@ -49,8 +49,6 @@ BATCH_TOKENS = 512
 EXACT_CHUNK = 32  # prompt tokens of every step in the mode `deterministic`
 CACHED_SEQUENCES = 16
 IDLE_CELLS = 1280  # cached and unused: 1 024 of them made a decode step 4 % dearer, 2 048 9 %
-
-Entry = tuple[Sequence, int]  # a sequence and how many of its tokens go into the batch
 
 
 class LlamaEngine:
@@ -71,7 +69,8 @@ class LlamaEngine:
         cached = int(spec.options.get("cached_sequences", CACHED_SEQUENCES)) if shares else 0
         sequences = spec.slots + spec.reserve_slots + cached
         limit = max(BATCH_TOKENS, spec.slots)
-        self._context = Context(self._model, spec, cell_count(spec, context), sequences, limit)
+        cells = cell_count(spec, context, self._model.keeps_tokens)
+        self._context = Context(self._model, spec, cells, sequences, limit)
         if spec.hugepages == "thp":
             pages.ask_for_huge()
         self._memory = Memory(self._context, sequences, int(spec.options.get("idle_cells", IDLE_CELLS)), shares)
@@ -148,10 +147,10 @@ class LlamaEngine:
         started_ns = time.perf_counter_ns()
         events: list[Event] = []
         chosen = self._plan()
-        decodes = [(self._live[key], 1) for key in chosen.decode]
+        decodes = in_order([(self._live[key], 1) for key in chosen.decode])
         prompts = [(self._live[key], count) for key, count in chosen.prefill]
         if prompts and self._mixes:
-            computed = self._compute(decodes + prompts, events)
+            computed = self._compute(in_order(decodes + prompts), events)
         else:
             for size in self._rates.split(len(decodes)):
                 self._compute(decodes[:size], events)
@@ -255,7 +254,8 @@ class LlamaEngine:
             status = self._context.decode(self._fill(entries), asked)
             if status == 0:
                 return entries
-            if status == ABORTED and asked and all(self._memory.resynchronize(each.hold) for each, _ in entries):
+            if status == ABORTED and asked:
+                self._memory.recover(each.hold for each, _ in entries)
                 return []
             if status == 1 and (self._memory.forget_cached() or self._evict()):
                 entries = [(sequence, count) for sequence, count in entries if not sequence.waiting]

@@ -18,12 +18,13 @@ GPU_PROCESS_BYTES = 400 << 20  # CUDA context and compute buffers, about; not me
 PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small model: what a worker has beside its KV
 
 
-def cell_count(spec: EngineSpec, context: int) -> int:
+def cell_count(spec: EngineSpec, context: int, limited: bool = True) -> int:
     """How many cells the KV cache has: as told, else room for one full context and 768 tokens a slot.
 
-    Where each sequence has cells of its own (`wants_exact`), all of them have room for a full context.
+    Where each sequence has cells of its own (`wants_exact`), all of them have room for a full context; also where cells
+    cost nothing (not `limited`), since a sequence has a state of its own and no KV.
     """
-    if wants_exact(spec):
+    if wants_exact(spec) or not limited:
         return (spec.slots + spec.reserve_slots) * rounded(context)
     most = (spec.slots + spec.reserve_slots) * context
     wanted = spec.kv_cells or min(most, context + 768 * spec.slots)

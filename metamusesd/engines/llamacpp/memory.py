@@ -29,7 +29,7 @@ class Memory:
         self._free_ids = list(range(sequences - 1, -1, -1))
 
     def new_id(self) -> int:
-        """A free sequence id; the oldest cached one gives way if there is none."""
+        """The smallest free sequence id; the oldest cached one gives way if there is none."""
         if not self._free_ids:
             self.forget(next(iter(self.cached.values())))
         return self._free_ids.pop()
@@ -96,6 +96,7 @@ class Memory:
         self.drop(hold)
         self.cached.pop(hold.seq_id, None)
         self._free_ids.append(hold.seq_id)
+        self._free_ids.sort(reverse=True)
 
     def make_room(self, wanted: int) -> bool:
         """Evict cached sequences until `wanted` cells are free. False if that does not suffice."""
@@ -116,3 +117,9 @@ class Memory:
         what was added cannot be taken back, as in a recurrent state."""
         there = self._context.length(hold.seq_id)
         return there == hold.past or (there > hold.past and self._context.remove(hold.seq_id, hold.past))
+
+    def recover(self, holds: Iterable[kv.Holder]) -> None:
+        """After an interrupted decode: each of `holds` is as it was before, or without KV, to be computed again."""
+        for hold in holds:
+            if not self.resynchronize(hold):
+                self.drop(hold)

@@ -103,6 +103,11 @@ class Model:
         return not state and _C.llama_model_n_swa(pointer) == 0
 
     @property
+    def keeps_tokens(self) -> bool:
+        """Whether a sequence's memory grows with its tokens: a recurrent one has one state, however long it is."""
+        return not _C.llama_model_is_recurrent(self.pointer)
+
+    @property
     def usable(self) -> bool:
         """Whether this is a model that generates text token by token."""
         pointer = self.pointer

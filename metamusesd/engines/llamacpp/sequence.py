@@ -78,3 +78,11 @@ def new_sequence(prepared: LlamaPrepared, order: int, seq_id: int, reserved: int
         text=TextStream(list(prepared.stops)),
         immune=prepared.task.aged,
     )
+
+
+Entry = tuple[Sequence, int]  # a sequence and how many of its tokens go into the batch
+
+
+def in_order(entries: list[Entry]) -> list[Entry]:
+    """By sequence id: with a recurrent model llama.cpp computes at one go only those whose ids follow one another."""
+    return sorted(entries, key=lambda entry: entry[0].hold.seq_id)
