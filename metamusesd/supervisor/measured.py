@@ -20,8 +20,7 @@ from typing import Any
 
 from metamusesd.config import Config
 from metamusesd.models import known_digest, write_json
-
-PROC = Path("/proc/cpuinfo")
+from metamusesd.processor import CPUINFO, processor
 
 
 def rates_path(config: Config) -> Path:
@@ -29,17 +28,9 @@ def rates_path(config: Config) -> Path:
     return config.state_dir / "rates.json"
 
 
-def machine(cpuinfo: Path = PROC) -> str:
+def machine(cpuinfo: Path = CPUINFO) -> str:
     """What must be the same for figures to hold: the processor, and how many of it."""
-    facts: dict[str, str] = {}
-    try:
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    except OSError:
-        pass
-    parts = [f"{name.split()[-1]} {facts[name]}" for name in ("cpu family", "model", "stepping") if name in facts]
-    return f"{facts.get('model name', os.uname().machine)}, {' '.join(parts)}, {os.cpu_count()} CPUs"
+    return f"{processor(cpuinfo)}, {os.cpu_count()} CPUs"
 
 
 def measured(config: Config, here: str | None = None) -> dict[str, dict[str, Any]]:
