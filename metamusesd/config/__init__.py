@@ -8,7 +8,6 @@ from metamusesd.config.options import (
     CLASSES,
     DEMO_MODEL,
     EMBEDDED,
-    POLICIES,
     SECTIONS,
     TABLES,
     Cache,
@@ -18,10 +17,9 @@ from metamusesd.config.options import (
     Model,
     Queue,
     Redis,
-    Routing,
-    Tenant,
     Tier,
 )
+from metamusesd.config.routes import POLICIES, Routing, Tenant
 
 __all__ = [
     "CLASSES",

@@ -9,10 +9,10 @@ from typing import Any
 
 from metamusesd.config.observing import Health, Log, Telemetry
 from metamusesd.config.option import option
+from metamusesd.config.routes import Routing, Tenant
 from metamusesd.tiers import TIERS
 
 EMBEDDED = "embedded"
-POLICIES = ("upgrade_ok", "degrade_ok", "prefer", "strict")
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDER_FILES = ("model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json")
 
@@ -187,41 +187,6 @@ class Cache:
     )
     embedder: str = option("all-MiniLM-L6-v2", "Directory of the embedder inside models_dir, or absolute.")
     embedder_threads: int = option(1, "Its threads.", least=1, most=64)
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Which tier serves a job that names none."""
-
-    policy: str = option(
-        "upgrade_ok",
-        "Whether other tiers may take a job when it would be finished sooner there: heavier ones (upgrade_ok), lighter "
-        "ones, too (degrade_ok), only while the wanted one has no worker (prefer), or never (strict). A request's "
-        "`tier_policy` goes before it.",
-        choices=POLICIES,
-    )
-    fallback: dict[str, Any] = option(
-        {}, 'By tier: the tiers that stand in for it, in order, instead of the heavier ones: { math = ["heavy"] }.'
-    )
-    margin: float = option(
-        0.2, "How much sooner another tier must be finished to take a job, as a share of the wanted tier's time.",
-        least=0, most=10,
-    )  # fmt: skip
-    escalate: bool = option(
-        True, "An answer that is empty, repeats itself or breaks its JSON schema is tried again, once, a tier up."
-    )
-    escalate_logprob: float = option(
-        0.0, "So is one whose mean log-probability is below this, if the request asks for logprobs; 0: never.",
-        least=-100, most=0,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """What one tenant may do."""
-
-    tiers: list[str] = option([], "The tiers that its jobs may use; empty: all.")
-    policy: str = option("", "As routing.policy, for its jobs; empty: that one.", choices=("", *POLICIES))
 
 
 @dataclass(frozen=True, slots=True)
