@@ -117,11 +117,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def configuration(args: argparse.Namespace) -> Config:
-    """What --config, the environment and --set make together. Raises ConfigError."""
-    from metamusesd import config
+    """What --config, the environment and --set make together, with the chosen weights (formats.py). Raises
+    ConfigError."""
+    from metamusesd import config, formats
 
     file, overrides = sources(args)
-    return config.load(file, overrides=overrides)
+    return formats.settle(config.load(file, overrides=overrides))
 
 
 def sources(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:

@@ -61,13 +61,14 @@ def fetch(pieces: Iterable[Piece], models_dir: Path, report: Report) -> list[Pat
 
 
 @contextlib.contextmanager
-def workshop(models_dir: Path) -> Iterator[Path]:
-    """A directory on the same file system, removed afterwards, and the right to write into `models_dir`."""
+def workshop(models_dir: Path, remedy: str = "choose another directory with --dir") -> Iterator[Path]:
+    """A directory on the same file system, removed afterwards, and the right to write into `models_dir`. `remedy`: for
+    who may not write there."""
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
         lock = (models_dir / ".fetch.lock").open("w")
     except OSError as error:
-        raise FetchFailed(f"{models_dir}: {error.strerror}; choose another directory with --dir") from error
+        raise FetchFailed(f"{models_dir}: {error.strerror}; {remedy}") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in models_dir.glob(".fetch-*"):

@@ -7,37 +7,44 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
+import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Any
 
 from metamusesd import cli
 from metamusesd.config import Config, missing_models
 from metamusesd.control import WorkerSpec
-from metamusesd.errors import ConfigError, DaemonAway, EngineFailed, InvalidRequest
+from metamusesd.errors import ConfigError, DaemonAway, InvalidRequest
+from metamusesd.formats import as_configured, unfit
 
-PROGRAM = "metamusesd.engines.measure"
+PROMPTS = "64,256,512"
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="MODEL", help="of [models]; default: those of the enabled tiers")
     parser.add_argument("--cores", metavar="LIST", help="measure on these, such as 0-3,8; default: as placement has it")
-    parser.add_argument(
-        "--prompts", metavar="N,N", default="64,256,512", help="lengths in tokens (default: 64,256,512)"
-    )
+    parser.add_argument("--prompts", metavar="N,N", help=f"lengths in tokens (default: {PROMPTS})")
     parser.add_argument(
         "--streams", metavar="N,N", help="streams at a time; default: 1, 2, 4, … up to the tier's slots"
     )
-    parser.add_argument("--write", action="store_true", help="keep the rates: `cores = auto` goes by them from then on")
+    parser.add_argument(
+        "--formats", action="store_true",
+        help="compare other formats of the models' GGUF files: perplexity and speed; --write keeps the best one for "
+        'models.*.format = "auto"',
+    )  # fmt: skip
+    parser.add_argument(
+        "--try", dest="tried", metavar="LIST", default="", help="with --formats: only these, such as Q8_0,Q4_0"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="keep the rates, and the format: the daemon goes by them from then on"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.epilog = (
         "Run it while the machine is idle: whatever else uses the cores makes the figures smaller. The daemon reads "
-        "what --write keeps, STATE_DIR/rates.json, when it starts; delete the file to go back to estimates."
+        "what --write keeps, STATE_DIR/rates.json, when it starts; delete the file to go back to estimates. --formats "
+        "takes minutes a model, and room for the candidates in the models directory."
     )
 
 
@@ -46,17 +53,30 @@ def bench(args: argparse.Namespace) -> int:
     config = cli.configuration(args)
     if missing := missing_models(config):
         raise ConfigError(missing)
+    _check_options(args)
     workers = _workers(config, args)
-    prompts = _numbers("--prompts", args.prompts)
+    prompts = _numbers("--prompts", args.prompts or PROMPTS)
     _warn(config)
-    found = {worker.model: _measure(config, worker, prompts, _streams(args, worker)) for worker in workers}
+    if args.formats:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # gigabytes must not be left behind
+        return _formats(config, workers, args)
+    found = _measure(config, workers, prompts, args)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
     else:
         _show(found)
     if args.write:
-        _keep(config, found)
+        _keep(config, {row["digest"]: row for row in found.values() if row["digest"]})
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """What would mean nothing is refused. Raises InvalidRequest."""
+    if args.formats and (args.prompts or args.streams):
+        field = "--prompts" if args.prompts else "--streams"
+        raise InvalidRequest(field, "--formats measures one usual job in a full batch", "leave it out")
+    if args.tried and not args.formats:
+        raise InvalidRequest("--try", "is for --formats", "add --formats, or leave it out")
 
 
 def _workers(config: Config, args: argparse.Namespace) -> list[WorkerSpec]:
@@ -109,62 +129,45 @@ def _warn(config: Config) -> None:
         cli.complain(f"a daemon runs here (pid {pid}): its workers use the same cores; stop it for figures to trust")
 
 
-def _measure(config: Config, worker: WorkerSpec, prompts: list[int], streams: list[int]) -> dict[str, Any]:
-    """One model's figures, in the form of rates.json. Raises EngineFailed."""
+def _measure(
+    config: Config, workers: list[WorkerSpec], prompts: list[int], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Each model's figures, in the form of rates.json. Raises EngineFailed."""
+    from metamusesd.commands.measuring import figures
     from metamusesd.worker.boot import spec_of
 
-    spec = spec_of(config, worker)
-    found: dict[str, Any] = {
-        "model": worker.model, "digest": spec.model_digest, "engine": spec.engine, "cores": worker.threads,
-        "on": list(worker.cores), "gpus": list(worker.gpus), "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "prefill": {}, "decode": {},
-    }  # fmt: skip
-    plan = {"spec": asdict(spec), "cores": list(worker.cores), "prompts": prompts, "streams": streams}
-    for row in _rows(worker, plan):
-        _note(found, row)
-    if "rss_bytes" not in found:
-        raise EngineFailed(f"{worker.model}: the process that measured it died; try one model alone, or fewer streams")
-    return found
+    return {each.model: figures(each, spec_of(config, each), prompts, _streams(args, each)) for each in workers}
 
 
-def _note(found: dict[str, Any], row: dict[str, Any]) -> None:
-    if "problem" in row:
-        raise EngineFailed(f"{found['model']}: {row['problem']}")
-    if "prompt" in row:
-        found["prefill"][str(row["prompt"])] = round(row["tokens_s"], 1)
-    elif "streams" in row:
-        found["decode"][str(row["streams"])] = round(row["tokens_s"], 1)
-    else:
-        found |= {name: round(value, 2) for name, value in row.items()}
+def _formats(config: Config, workers: list[WorkerSpec], args: argparse.Namespace) -> int:
+    """Compare formats of the models' files, one model after the other; each choice is kept as soon as it is made."""
+    from metamusesd.commands import formats, screen
+
+    tried = formats.check_formats(args.tried)
+    if not args.write:
+        cli.complain("nothing will be kept; --write keeps what is chosen")
+    found = {}
+    for worker in _fit(config, workers, args.names):
+        trial = formats.trial(as_configured(config, worker.model), worker, tried)
+        outcome = found[worker.model] = formats.compare(trial, write=args.write)
+        if not args.json:
+            screen.show(*outcome.table)
+        print(outcome.said, file=sys.stderr)
+        if args.write:
+            _keep(config, outcome.figures)
+    if args.json:
+        print(json.dumps({name: outcome.row for name, outcome in found.items()}, ensure_ascii=False))
+    return 0
 
 
-def _rows(worker: WorkerSpec, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the measuring process says, line by line; it is told to end when nobody listens any more."""
-    environ = dict(os.environ)
-    if worker.gpus:
-        environ |= {"CUDA_VISIBLE_DEVICES": ",".join(worker.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    command = [sys.executable, "-m", PROGRAM]
-    with subprocess.Popen(  # a process group of its own: Ctrl-C is ours to pass on
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, process_group=0
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(json.dumps(plan))
-            child.stdin.close()
-            for line in child.stdout:
-                row = json.loads(line)
-                _say(worker, row)
-                yield row
-        finally:
-            child.terminate()
-
-
-def _say(worker: WorkerSpec, row: dict[str, Any]) -> None:
-    if sys.stderr.isatty():
-        words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float))
-        print(f"\r\x1b[K\x1b[2m{worker.model}: {words}\x1b[0m", end="", file=sys.stderr, flush=True)
-        if "rss_bytes" in row:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _fit(config: Config, workers: list[WorkerSpec], named: list[str]) -> list[WorkerSpec]:
+    """Those whose file can be had in other formats. InvalidRequest: one that is named cannot, or none of them can."""
+    problems = {worker.model: found[0] for worker in workers if (found := unfit(config, worker.model))}
+    for name, problem in problems.items():
+        if named or len(problems) == len(workers):
+            raise InvalidRequest("MODEL", f"{name!r} is not for --formats", problem)
+        cli.complain(f"{name} is left out: {problem}")
+    return [worker for worker in workers if worker.model not in problems]
 
 
 def _show(found: dict[str, dict[str, Any]]) -> None:
@@ -185,10 +188,9 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
     screen.show(*parts)
 
 
-def _keep(config: Config, found: dict[str, dict[str, Any]]) -> None:
+def _keep(config: Config, rows: dict[str, dict[str, Any]]) -> None:
     from metamusesd.supervisor.measured import keep, rates_path
 
-    rows = {row["digest"]: row for row in found.values() if row["digest"]}
     if not rows:
         cli.complain("nothing is kept: an echo model computes nothing")
     elif keep(config, rows):

@@ -68,6 +68,8 @@ def _models(config: Config) -> Iterator[Finding]:
             )
         if engine != "echo" and configuration.is_model(config.model_path(model)):
             yield _file(config, name, model)
+        if choice := config.choices.get(name):
+            yield Finding(f"models.{name}.format: auto: {choice.why}{f'; {choice.remedy}' if choice.remedy else ''}")
 
 
 def _engine(config: Config, model: Model) -> str:

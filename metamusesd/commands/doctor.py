@@ -55,6 +55,7 @@ def examine(config: Config) -> Iterator[Finding]:
         yield from premises.of_drift(workers, planned)
     for line in missing_models(config):
         yield Finding("models", "bad", line, "the daemon does not start", "metamusesd models fetch")
+    yield from premises.of_weights(config)
     yield from symptoms.of_cores(seen, workers)
     yield from symptoms.of_load(seen, workers, pid)
     yield from symptoms.of_clocking(seen, workers)

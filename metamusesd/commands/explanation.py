@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from metamusesd.commands import estimate, screen
@@ -35,6 +36,7 @@ def show(config: Config, places: Sequence[Origin], cores: Cores, placement: Plac
     screen.show(
         "[bold]configuration[/]", *_configuration(config, places), "",
         "[bold]workers[/]", *_workers(config, cores, placement), _worker_table(placement.workers), "",
+        *_weights(config),
         "[bold]memory[/]", _memory_table(parts), *_memory(parts, available), "",
         "[bold]tiers[/]", *_tiers(config), "",
         "[bold]redis[/]", *_redis(config), "",
@@ -51,6 +53,7 @@ def facts(config: Config, places: Sequence[Origin], placement: Placement) -> dic
         "workers": [{"name": each.name, "model": each.model, "cores": list(each.cores), "gpus": list(each.gpus),
                      "slots": each.slots} for each in placement.workers],
         "placement": list(placement.lines),
+        "weights": {name: asdict(choice) for name, choice in config.choices.items()},
         "memory": [{"part": each.name, "bytes": each.bytes_, "why": each.why, "gpu": each.on_gpu} for each in parts],
         "tiers": {wanted: list(served) for wanted, served in _served(config).items()},
         "sockets": {"health": str(config.health_socket), "redis": str(config.redis_socket)},
@@ -79,6 +82,18 @@ def _workers(config: Config, cores: Cores, placement: Placement) -> Iterator[str
             yield "  dispatcher, vectors and Redis run beside the workers; set tiers.*.workers to leave them a core"
     for reason in placement.lines:
         yield f"  {screen.plain(reason)}"
+
+
+def _weights(config: Config) -> Iterator[str]:
+    """Models whose files were chosen for this host."""
+    if config.choices:
+        yield "[bold]weights[/]"
+    for name, choice in config.choices.items():
+        yield f"  {screen.plain(name)}: {screen.plain(choice.file)}; {choice.why}"
+        if choice.remedy:
+            yield f"    → {choice.remedy}"
+    if config.choices:
+        yield ""
 
 
 def _worker_table(workers: Sequence[WorkerSpec]) -> object:

@@ -13,11 +13,13 @@ from metamusesd import cli, hub
 from metamusesd.config import Config
 from metamusesd.engines.base import EngineSpec
 from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, kv_of
+from metamusesd.engines.llamacpp.formats import FORMATS
 from metamusesd.errors import EmbedderFailed, InvalidRequest
+from metamusesd.formats import source_path
 from metamusesd.gguf import Header, read_header
 from metamusesd.models import CATALOGUE, DEFAULTS, Piece, digest_of, hash_file, remember
 
-DERIVED = ("auto", "Q8_0", "Q4_0", "none")
+DERIVED = ("auto", *FORMATS, "none")
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +79,9 @@ def fetch_models(args: argparse.Namespace, config: Config, directory: Path) -> i
     if any(piece in CATALOGUE["minilm"] for piece in pieces):
         _quicken(config.embedder_dir)
     if args.derive != "none":
-        from metamusesd.commands import derive
+        from metamusesd.commands import formats
 
-        code: int = derive.derive(directory, args.derive)
-        return code
+        formats.derive(config, directory, args.derive)
     return 0
 
 
@@ -146,7 +147,10 @@ def remove_model(args: argparse.Namespace, config: Config, directory: Path) -> i
     path = directory / args.file
     if not path.is_file():
         raise InvalidRequest("file", f"{path} is not there", "see `metamusesd models list`")
-    names = {name for name, model in config.models.items() if model.file and config.model_path(model) == path}
+    names = {
+        name for name, model in config.models.items()
+        if model.file and path in (config.model_path(model), source_path(config, name))
+    }  # fmt: skip
     tiers = [tier for tier, each in config.enabled_tiers().items() if names.intersection(each.models)]
     if tiers:
         raise InvalidRequest(
@@ -177,6 +181,8 @@ def list_models(args: argparse.Namespace, config: Config, directory: Path) -> in
     used: dict[Path, list[str]] = {}
     for name, model in config.models.items():
         used.setdefault(config.model_path(model), []).append(name)
+        if (source := source_path(config, name)) != config.model_path(model):
+            used.setdefault(source, []).append(f"source of {name}")
     for path in _files(directory):
         names = ", ".join(used.pop(path, [])) or "-"
         print(f"{path.relative_to(directory)}  {path.stat().st_size / 1e6:.1f} MB  {digest_of(path)}  used as: {names}")
@@ -192,6 +198,9 @@ def verify_models(args: argparse.Namespace, config: Config, directory: Path) -> 
     """Exit 1 when a file is not what it was, or not what is pinned."""
     pinned = {directory / piece.target: piece.digest for pieces in CATALOGUE.values() for piece in pieces}
     pinned |= {config.model_path(model): model.digest for model in config.models.values() if model.digest}
+    pinned |= {
+        source_path(config, name): each.source_digest for name, each in config.choices.items() if each.source_digest
+    }
     present = dict.fromkeys([*_files(directory), *(path for path in pinned if path.is_file())])
     wrong = 0
     for path in present:

@@ -67,6 +67,16 @@ def of_drift(running: Sequence[WorkerSpec], planned: Sequence[WorkerSpec]) -> It
         )
 
 
+def of_weights(config: Config) -> Iterator[Finding]:
+    """Models with `format = auto`: whether what bench has chosen for this host holds."""
+    for name, choice in config.choices.items():
+        if choice.remedy:
+            fact = f"models.{name}.format is auto, and {choice.why}"
+            yield Finding("models", "warn", fact, f"{choice.file} is loaded as it is", choice.remedy)
+        else:
+            yield Finding("models", "ok", f"{name}: {choice.file}, {choice.why}")
+
+
 def of_disks(config: Config) -> Iterator[Finding]:
     """Room where the state and the models are."""
     for option, path in (("daemon.state_dir", config.state_dir), ("daemon.models_dir", config.models_dir)):

@@ -1,5 +1,6 @@
 """The configuration: options.py and observing.py say what there is, load.py reads it."""
 
+from metamusesd.config.choice import Choice
 from metamusesd.config.load import DEFAULT_FILE, load
 from metamusesd.config.loopback import loopback
 from metamusesd.config.missing import is_model, is_there, missing_embedder, missing_models
@@ -30,6 +31,7 @@ __all__ = [
     "SECTIONS",
     "TABLES",
     "Cache",
+    "Choice",
     "Config",
     "Daemon",
     "Health",

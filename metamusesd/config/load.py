@@ -269,6 +269,8 @@ def _check_models(config: Config) -> list[str]:
     for name, model in config.models.items():
         if model.engine != "echo" and not model.file:
             mistakes.append(f"models.{name}.file: missing; name a GGUF file")
+        if model.format == "auto" and model.engine not in ("auto", "llamacpp"):
+            mistakes.append(f"models.{name}.format: auto is for GGUF files on llamacpp; remove it, or the engine")
         mistakes += [
             f'models.{name}.canary."{prompt}": {text!r} is no text; give what the answer must contain, or ""'
             for prompt, text in model.canary.items() if not isinstance(text, str)

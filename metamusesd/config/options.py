@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metamusesd.config.choice import Choice
 from metamusesd.config.observing import Health, Log, Telemetry
 from metamusesd.config.option import option
 from metamusesd.config.routes import Routing, Tenant
@@ -196,6 +197,10 @@ class Model:
     file: str = option("", "The GGUF file or directory of safetensors, absolute or in models_dir. Not for engine echo.")
     engine: str = option("auto", "", choices=("auto", "llamacpp", "mistralrs", "echo"))
     digest: str = option("", "sha256:… that the file must have. Empty: whatever it has.")
+    format: str = option(
+        "source", "The weights as the file has them (source), or in the format that `metamusesd bench --formats "
+        "--write` found to be the fastest of equal quality on this host (auto).", choices=("source", "auto"),
+    )  # fmt: skip
     context: int = option(4096, "Tokens that one sequence may hold, prompt and answer.", least=64, most=1_048_576)
     kv_cells: int = option(
         0, "Tokens of all sequences and cached prefixes together. 0: from slots and context.", least=0
@@ -284,6 +289,7 @@ class Config:
     classes: dict[str, JobClass] = field(default_factory=lambda: dict(CLASSES))
     tenants: dict[str, Tenant] = field(default_factory=dict)
     source: str = "built-in defaults"
+    choices: dict[str, Choice] = field(default_factory=dict)  # by model; no option: metamusesd/formats.py makes them
 
     @property
     def state_dir(self) -> Path:

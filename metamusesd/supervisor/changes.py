@@ -15,7 +15,7 @@ from metamusesd.supervisor import semantic
 from metamusesd.supervisor.spec import ChildSpec, Kind
 
 RESTART = ("daemon.state_dir", "daemon.runtime_dir", "redis", "health")  # sections, or single options
-NOT_THE_DISPATCHERS = ("daemon", "models", "tiers", "source", "redis", "health")
+NOT_THE_DISPATCHERS = ("daemon", "models", "tiers", "source", "choices", "redis", "health")
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
@@ -45,7 +45,7 @@ def makings(spec: ChildSpec, config: Config) -> tuple[object, ...]:
     if spec.worker is None:
         return ()
     model = config.models[spec.worker.model]
-    return spec.worker, replace(model, canary={}, canary_tokens_s=0.0), *_file(config, model)
+    return spec.worker, replace(model, canary={}, canary_tokens_s=0.0, format=""), *_file(config, model)
 
 
 def _file(config: Config, model: Model) -> tuple[object, ...]:

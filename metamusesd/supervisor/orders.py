@@ -26,6 +26,7 @@ from metamusesd.supervisor.reload import Reload, Told, Wanted
 from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.systemd import Notifier
+from metamusesd.supervisor.weights import tell_weights
 
 
 @dataclass(slots=True)
@@ -97,6 +98,7 @@ class Orders:
             if caller is not None:
                 caller.refuse("bad_config", *mistakes)
             return
+        tell_weights(wanted.config, self.log)
         self.notifier.reloading()
         self.reload.begin(wanted, Told(self._step(caller), self._ended(caller)))
 

@@ -48,6 +48,7 @@ from metamusesd.supervisor.slot import Slot
 from metamusesd.supervisor.spec import Entries, Kind, child_specs
 from metamusesd.supervisor.state_dir import Home, open_home
 from metamusesd.supervisor.systemd import Notifier
+from metamusesd.supervisor.weights import tell_weights
 
 BOOT_TICK_S = 0.02  # while Redis comes up
 VECTORS_WAIT_S = 3.0  # so long at most for the workers' models
@@ -383,6 +384,7 @@ class Supervisor:
         self._log.info("starting", config=self._config.source, **where)
         for reason in self._reporter.placement:
             self._log.info(reason)
+        tell_weights(self._config, self._log)
         if self._reporter.missing:
             self._log.warning(self._reporter.degraded()[0])
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from metamusesd import fetch, hub, models
-from metamusesd.commands.derive import Candidate, choose
 from metamusesd.errors import FetchFailed, ModelLoadFailed, ModelNotFound
 from metamusesd.gguf import read_header
 from metamusesd.models import DIGESTS_FILE, Package, Piece, digest_of
@@ -296,23 +295,3 @@ def test_catalogue_is_pinned() -> None:
     """Every file that can be fetched has a digest, a size and a version."""
     for one in (one for pieces in models.CATALOGUE.values() for one in pieces):
         assert len(one.sha256) == 64 and one.size_bytes > 0 and one.package.version
-
-
-@pytest.mark.parametrize(
-    ("perplexities", "speeds", "kept"),
-    [
-        ((10.0, 10.1, 11.0), (1.0, 2.0, 4.0), 1),  # the fastest is worse than the bound
-        ((10.0, 10.1, 10.2), (1.0, 2.0, 4.0), 2),  # the fastest holds
-        ((10.0, 10.1, 11.0), (1.0, 1.01, 4.0), 0),  # no clear gain
-        ((10.0, 11.0, 12.0), (1.0, 2.0, 4.0), 0),  # nothing holds
-    ],
-)
-def test_derived_format_is_the_fastest_of_equal_quality(
-    perplexities: tuple[float, ...], speeds: tuple[float, ...], kept: int
-) -> None:
-    """Perplexity within 2 % of the source's and a clear gain, or the source stays."""
-    files = [
-        Candidate(str(number), Path("x"), perplexity, [{"prefill": 100 * speed, "batch": 50 * speed}])
-        for number, (perplexity, speed) in enumerate(zip(perplexities, speeds, strict=True))
-    ]
-    assert choose(files) is files[kept]

@@ -1,51 +1,49 @@
-"""Stage 0 · a process of its own · requantize a model, and measure what a file costs and what it is worth on this CPU.
+"""Stage 0 · a process of its own · requantize a model, and measure what that costs in quality.
 
     python -m metamusesd.engines.llamacpp.derive …
         quantize SOURCE TARGET FORMAT     exit 0, or 1 with a line on standard error
-        speed FILE CORE                   {"prefill", "decode", "batch"} in tokens/s
-        quality FILE CORE                 {"perplexity", "tokens"}
+        quality FILE CORES                {"perplexity", "tokens"}; cores as 0,1
 
-A process for each, because llama.cpp aborts where others raise, and because a measurement wants a clean machine. The
-text is our own (derive_text.txt), so that perplexities can be compared over time and shipped.
+A process for each, because llama.cpp aborts where others raise. The text is our own (derive_text.txt), so that
+perplexities can be compared over time and shipped. Speed is measured as for any model: engines/measure.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from metamusesd.engines.base import EngineSpec
+from metamusesd.engines.llamacpp.formats import FORMATS
 from metamusesd.engines.llamacpp.native import Context, Model, quantize
 from metamusesd.errors import EngineFailed, MetamusesdError
 
-FORMATS = {"Q8_0": 7, "Q4_0": 2, "IQ4_NL": 25}  # llama_ftype; those with fast kernels on CPUs
 TEXT = Path(__file__).with_name("derive_text.txt")
 CHUNK = 64
 WINDOW = 1024  # tokens that the model sees at most
-PROMPT, STEPS, BATCH, ROUNDS = 192, 24, 8, 3
 
 
 def make(source: str, target: str, form: str) -> None:
     """Write `target`. Raises EngineFailed."""
-    if not quantize(source, target, FORMATS[form], os.cpu_count() or 1):
+    if not quantize(source, target, FORMATS[form].file_type, os.cpu_count() or 1):
         raise EngineFailed(f"{source}: llama.cpp cannot write it as {form}")
 
 
-def quality(path: str, core: int) -> dict[str, float]:
-    """Perplexity over the text, in windows; the first token of a window is only read."""
-    os.sched_setaffinity(0, {core})
-    model, context = _open(path, WINDOW)
-    tokens = model.tokenize(TEXT.read_text("utf-8"))
+def quality(path: str, cores: set[int]) -> dict[str, float]:
+    """Perplexity over the text, in windows; what begins a window is only read."""
+    os.sched_setaffinity(0, cores)
+    spec = EngineSpec(engine="llamacpp", model_name="derive", model_path=path, threads=len(cores))
+    model = Model(spec)
+    context = Context(model, spec, WINDOW, CHUNK, CHUNK)
+    first = [] if (bos := model.bos()) is None else [bos]  # without it a model that wants one is far off
+    tokens, length = model.tokenize(TEXT.read_text("utf-8")), WINDOW - len(first)
     losses: list[float] = []
-    for start in range(0, len(tokens), WINDOW):
-        losses += _losses(context, tokens[start : start + WINDOW])
+    for start in range(0, len(tokens), length):
+        losses += _losses(context, [*first, *tokens[start : start + length]])
         context.remove(0)
     return {"perplexity": float(np.exp(np.mean(losses))), "tokens": float(len(losses))}
 
@@ -55,7 +53,7 @@ def _losses(context: Context, tokens: list[int]) -> list[float]:
     losses: list[float] = []
     for start in range(0, len(tokens), CHUNK):
         chunk = tokens[start : start + CHUNK]
-        _decode(context, chunk, start, [0] * len(chunk), wanted=1)
+        _decode(context, chunk, start)
         following = tokens[start + 1 : start + 1 + len(chunk)]
         logits = context.logits()[: len(following)].astype(np.float64)
         top = logits.max(axis=1)
@@ -64,62 +62,15 @@ def _losses(context: Context, tokens: list[int]) -> list[float]:
     return losses
 
 
-def speed(path: str, core: int) -> dict[str, float]:
-    """Tokens/s on one core: a prompt, one sequence, a batch of BATCH sequences; medians."""
-    os.sched_setaffinity(0, {core})
-    model, context = _open(path, PROMPT + BATCH * 2 * STEPS * ROUNDS)
-    tokens = model.tokenize(TEXT.read_text("utf-8"))[:PROMPT]
-    rates: dict[str, list[float]] = {"prefill": [], "decode": [], "batch": []}
-    _prefill(context, tokens)  # warm: pages, repacking
-    context.remove(0)
-    for _ in range(ROUNDS):
-        rates["prefill"].append(PROMPT / _timed(lambda: _prefill(context, tokens)))
-        rates["decode"].append(STEPS / _timed(lambda: _steps(context, 1)))
-        for sequence in range(1, BATCH):
-            context.copy(0, sequence, PROMPT)
-        context.remove(0, PROMPT)
-        rates["batch"].append(STEPS * BATCH / _timed(lambda: _steps(context, BATCH)))
-        for sequence in range(BATCH):
-            context.remove(sequence)
-    return {name: statistics.median(values) for name, values in rates.items()}
-
-
-def _prefill(context: Context, tokens: list[int]) -> None:
-    for start in range(0, len(tokens), CHUNK):
-        chunk = tokens[start : start + CHUNK]
-        _decode(context, chunk, start, [0] * len(chunk), wanted=0)
-
-
-def _steps(context: Context, sequences: int) -> None:
-    for step in range(STEPS):
-        _decode(
-            context, list(range(1000, 1000 + sequences)), PROMPT + step, list(range(sequences)), wanted=1, together=True
-        )
-
-
-def _decode(
-    context: Context, tokens: list[int], position: int, sequences: list[int], *, wanted: int, together: bool = False
-) -> None:
+def _decode(context: Context, tokens: list[int], position: int) -> None:
+    """Compute the next tokens of the only sequence, with the logits of each."""
     count = len(tokens)
     context.tokens[:count] = tokens
-    context.positions[:count] = position if together else np.arange(position, position + count)
-    context.sequences[:count] = sequences
-    context.wanted[:count] = wanted
-    context.wanted[count - 1] = 1
+    context.positions[:count] = np.arange(position, position + count)
+    context.sequences[:count] = 0
+    context.wanted[:count] = 1
     if code := context.decode(count):
         raise EngineFailed(f"llama_decode answered {code} while measuring")
-
-
-def _open(path: str, cells: int) -> tuple[Model, Context]:
-    spec = EngineSpec(engine="llamacpp", model_name="derive", model_path=path)
-    model = Model(spec)
-    return model, Context(model, spec, cells, CHUNK, CHUNK)
-
-
-def _timed(work: Any) -> float:
-    begun_s = time.perf_counter()
-    work()
-    return time.perf_counter() - begun_s
 
 
 def main(arguments: list[str]) -> int:
@@ -128,10 +79,8 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["quantize", source, target, form]:
                 make(source, target, form)
-            case ["speed", path, core]:
-                print(json.dumps(speed(path, int(core))))  # noqa: T201
-            case ["quality", path, core]:
-                print(json.dumps(quality(path, int(core))))  # noqa: T201
+            case ["quality", path, cores]:
+                print(json.dumps(quality(path, {int(core) for core in cores.split(",")})))  # noqa: T201
             case _:
                 raise EngineFailed(f"{arguments}: not understood")
     except MetamusesdError as error:

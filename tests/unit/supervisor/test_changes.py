@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from metamusesd.config import Config
+from metamusesd.config import Choice, Config
 from metamusesd.config.options import Daemon, Model, Routing, Tier
 from metamusesd.control import WorkerSpec
 from metamusesd.supervisor.changes import makings, needs_restart
@@ -18,6 +18,7 @@ DISPATCHER, VECTORS = ChildSpec("dispatcher", Kind.DISPATCHER), ChildSpec("vecto
 WORKER = ChildSpec("fast-0", Kind.WORKER, row=0, worker=WorkerSpec("fast-0", "fast", "smollm2", (0,)))
 BASE = Config(daemon=Daemon(models_dir="/nowhere"))
 MODEL = BASE.models["smollm2"]
+CHOICE = Choice(MODEL.file, "x.gguf", why="it is faster")
 
 
 def touched(new: Config) -> set[str]:
@@ -37,6 +38,8 @@ def touched(new: Config) -> set[str]:
         ({"models": {"smollm2": replace(MODEL, context=512)}}, {"fast-0"}),
         ({"models": {"smollm2": replace(MODEL, canary={"hi": ""}, canary_tokens_s=9.0)}}, set()),
         ({"models": {"smollm2": MODEL, "other": Model(file="x")}}, {"dispatcher"}),
+        ({"models": {"smollm2": replace(MODEL, format="auto")}, "choices": {"smollm2": CHOICE}}, set()),
+        ({"models": {"smollm2": replace(MODEL, file="x.gguf")}, "choices": {"smollm2": CHOICE}}, {"fast-0"}),
         ({"cache": replace(BASE.cache, ttl_hours=1.0)}, {"dispatcher", "vectors"}),
     ],
 )
