@@ -2,7 +2,7 @@
 
 llama.cpp's grammar parser recurses with the nesting, expands repetitions, and ends the process on some inputs. So
 there are bounds first (bounds.py); then the schema is read and the grammar compiled and tried in a forked, disposable
-process with limits on time and memory; only then here. Each outcome is remembered by digest.
+process with limits on time and memory; only then here. Each outcome is remembered by digest, the last used longest.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class GrammarShelf:
         digest = hashlib.sha256(f"{field}:{text}".encode()).hexdigest()
         with self._lock:
             known = self._known.get(digest)
+            if known is not None:
+                self._known.move_to_end(digest)
         if known is None:
             known = self._proven(text, convert)
             with self._lock:

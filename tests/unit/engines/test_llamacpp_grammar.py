@@ -91,3 +91,16 @@ def test_outcomes_are_remembered() -> None:
         with pytest.raises(InvalidGrammar):
             shelf.of_gbnf("bad")
     assert compiled == ["good", "bad"]
+
+
+def test_what_is_asked_for_again_and_again_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shelf is full of others that came once: the one in use is not compiled again, the oldest of them is."""
+    monkeypatch.setattr(grammar, "REMEMBERED", 4)
+    compiled: list[str] = []
+    shelf = GrammarShelf(str, lambda text: None, lambda text: compiled.append(text) or text)
+    for number in range(8):
+        shelf.of_gbnf("used")
+        shelf.of_gbnf(f"once {number}")
+    assert compiled.count("used") == 1
+    shelf.of_gbnf("once 0")
+    assert compiled.count("once 0") == 2
