@@ -35,7 +35,7 @@ WORKER_FIELDS = (
     "state", "loaded_permille", "epoch", "slots", "reserve_slots", "slots_used", "preempted", "queued_prompt_tokens",
     "kv_cells", "kv_cells_used", "prefill_milli_rate", "decode_milli_rate", "steps", "last_step_ns", "step_ns",
     "generated_tokens", "prompt_tokens", "jobs", "rss_bytes", "frames_received", "prefix_hits", "prefix_queries",
-    "beat_ns", "vram_total_bytes", "vram_used_bytes",
+    "beat_ns", "vram_total_bytes", "vram_used_bytes", "vram_wanted_bytes",
 )  # fmt: skip
 SLOT_FIELDS = (
     "pid", "generation", "restarts", "status", "cores_mask", "since_ns", "last_exit",

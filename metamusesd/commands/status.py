@@ -95,9 +95,19 @@ def _headline(answer: dict[str, Any], complaints: Sequence[Complaint]) -> str:
 
 
 def _workers(workers: list[dict[str, Any]], measured: Rates | None) -> object:
-    headings = ("worker", "status", ">pid", "model", "cores", "slots", ">used", ">tokens/s", ">prefill/s", ">KV",
-                ">RSS", ">generated", ">restarts")  # fmt: skip
-    return screen.table(headings, [_worker_row(worker, measured) for worker in workers], spare=SPARE)
+    headings = ["worker", "status", ">pid", "model", "cores", "slots", ">used", ">tokens/s", ">prefill/s", ">KV",
+                ">RSS", ">generated", ">restarts"]  # fmt: skip
+    rows = [_worker_row(worker, measured) for worker in workers]
+    if any(worker.get("vram_total_bytes") for worker in workers):
+        headings.insert(11, ">VRAM")
+        rows = [[*row[:11], _vram(worker), *row[11:]] for row, worker in zip(rows, workers, strict=True)]
+    return screen.table(headings, rows, spare=SPARE)
+
+
+def _vram(worker: dict[str, Any]) -> str:
+    """Of its GPUs, used by anybody."""
+    total, used = worker.get("vram_total_bytes", 0), worker.get("vram_used_bytes", 0)
+    return f"{screen.size(used)} of {screen.size(total)}" if total else "-"
 
 
 def _worker_row(worker: dict[str, Any], measured: Rates | None) -> list[str]:

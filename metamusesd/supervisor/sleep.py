@@ -19,12 +19,11 @@ from metamusesd.config import Config
 from metamusesd.log import Logger
 from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.retire import Retiring
-from metamusesd.supervisor.room import needed_bytes
+from metamusesd.supervisor.room import MIB, Room, Shortage
 from metamusesd.supervisor.slot import Slot
 
 LOOK_S = 1.0
 REMEMBERED_S = 5.0  # a wish, before the depths show who has it
-MIB = 1 << 20
 
 
 class Sleeping:
@@ -34,15 +33,24 @@ class Sleeping:
         self, config: Config, board: Board, workers: Sequence[Slot], dispatcher: Slot, retiring: Retiring, log: Logger,
         available: Callable[[], int] = available_bytes,
     ) -> None:  # fmt: skip
-        self.config = config
+        self._room = Room(config, board, workers, available)
         self.waits: dict[str, str] = {}  # by tier that is wanted and cannot come: why
         self._board, self._workers, self._dispatcher = board, workers, dispatcher
-        self._retiring, self._log, self._available = retiring, log, available
+        self._retiring, self._log = retiring, log
         self._wanted: dict[str, float] = {}  # since when; forgotten when nobody waits any more
         self._coming: set[str] = set()  # woken, and not ready yet
         self._told: tuple[int, dict[str, float]] = (0, {})  # what which dispatcher was told
         self._load_s: dict[str, float] = {}
         self._looked_s = 0.0
+
+    @property
+    def config(self) -> Config:
+        """The one in force."""
+        return self._room.config
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        self._room.config = config
 
     def wanted(self, tier: object) -> None:
         """A job waits there. Who is drained would not get it."""
@@ -105,6 +113,7 @@ class Sleeping:
         if self._dispatcher.control is None:
             return
         for slot in slots:
+            self._room.remember(slot)
             slot.recycling = slot.sleeping = True
         self._tell()  # before its workers are retired: the dispatcher keeps in mind which models they have
         for slot in slots:
@@ -119,14 +128,9 @@ class Sleeping:
         if asleep and tier in self._limits() and self._forgotten(tier, now_s):
             return
         coming = [slot for other in self._coming for slot in self._of(other) if slot.status is not SlotStatus.READY]
-        needed, there = self._needs(asleep), self._available()
-        there = max(1, there - self._needs(coming)) if there and coming else there
-        if asleep and there and needed > there:
-            self.waits[tier] = (
-                f"tier {tier} is wanted and needs about {needed // MIB} MB; {there // MIB} MB are available: "
-                "free memory, or give another tier an idle_unload_s"
-            )
-            self._make_room(tier, needed - there, now_s)
+        if asleep and (short := self._room.shortage(asleep, coming)):
+            self.waits[tier] = f"tier {tier} is wanted; {short}: free some, or give another tier an idle_unload_s"
+            self._make_room(tier, short, now_s)
             return
         self._wanted.pop(tier, None)
         self.waits.pop(tier, None)
@@ -135,13 +139,7 @@ class Sleeping:
             slot.move("wake")
         if asleep:
             self._coming.add(tier)
-            self._log.info("a tier wakes", tier=tier, needs_mb=needed // MIB)
-
-    def _needs(self, slots: Sequence[Slot]) -> int:
-        """With what they had of their own when they fell asleep."""
-        models = [slot.spec.worker.model for slot in slots if slot.spec.worker]
-        known = [name for name in models if name in self.config.models]
-        return needed_bytes(self.config, known, sum(slot.private_bytes for slot in slots))
+            self._log.info("a tier wakes", tier=tier, needs_mb=self._room.needs(asleep) // MIB)
 
     def _forgotten(self, tier: str, now_s: float) -> bool:
         """Nobody waits for it any more: what wanted it is done elsewhere, or cancelled."""
@@ -151,7 +149,7 @@ class Sleeping:
         self.waits.pop(tier, None)
         return True
 
-    def _make_room(self, tier: str, missing: int, now_s: float) -> None:
+    def _make_room(self, tier: str, short: Shortage, now_s: float) -> None:
         """By the tier that may sleep and has been idle longest, one at a time; by nobody, if all of them together would
         not be enough."""
         if any(slot.sleeping and slot.pid for slot in self._workers):
@@ -161,9 +159,9 @@ class Sleeping:
             for other in self._limits()
             if (idle_s := self._idle_s(other, now_s)) is not None and not self._waiting(other)
         }
-        freed = sum(slot.private_bytes for other in idle for slot in self._of(other) if slot.pid)
-        if idle and freed >= missing:
-            longest = max(idle, key=lambda other: idle[other])
+        freed = {other: sum(short.freed(slot) for slot in self._of(other) if slot.pid) for other in idle}
+        if idle and sum(freed.values()) >= short.missing:
+            longest = max((other for other in idle if freed[other]), key=lambda other: idle[other])
             self._put_to_sleep(longest, now_s, f"{tier} needs its memory")
 
     def _tell(self) -> None:

@@ -79,6 +79,7 @@ class Slot:
     we_killed: bool = False  # SIGKILL came from us
     was_stopped: bool = False  # a signal had stopped it when it was found hung: whoever sent it is to blame
     private_bytes: int = 0  # as last measured, workers only
+    vram_bytes: int = 0  # what it wanted of its GPUs when it last loaded, noted when it falls asleep
     hung: str = ""  # why the watchdog killed it
     trouble: str = ""  # why it cannot be started, as last logged; vectors: why it serves, but not well
     was_ready: bool = False  # this process

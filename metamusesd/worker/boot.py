@@ -41,8 +41,7 @@ def main(birth: Birth) -> int:
         spec = engine_spec(birth)
         log.info("loading", model=spec.model_name, engine=spec.engine, reason=spec.chosen)
         with _beating(row) as progress:
-            if gpus and spec.gpu_layers:
-                gpus.wait_for_room(gpu_bytes(spec), birth.config.daemon.boot_s / 2, log)
+            _settle_on_gpus(gpus, spec, row, birth, log)
             engine = make_engine(spec, progress)
             _try_out(engine, birth, log)
     except MetamusesdError as error:
@@ -66,6 +65,19 @@ def main(birth: Birth) -> int:
     return 0
 
 
+def _settle_on_gpus(gpus: Gpus, spec: EngineSpec, row: Row, birth: Birth, log: Logger) -> None:
+    """Before the engine is imported: it is to see the same GPUs whatever their order is, and to have room on them.
+    Raises GpuFull."""
+    if not gpus:
+        return
+    if uuids := gpus.uuids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+    if spec.gpu_layers:
+        wanted = gpu_bytes(spec)
+        row.wants(wanted)
+        gpus.wait_for_room(wanted, birth.config.daemon.boot_s / 2, log)
+
+
 def engine_spec(birth: Birth) -> EngineSpec:
     """What this child is to load."""
     assert birth.worker is not None
@@ -86,7 +98,7 @@ def spec_of(config: Config, worker: WorkerSpec) -> EngineSpec:
         engine=engine, chosen=reason, model_name=worker.model, model_path=path, model_digest=digest, slots=worker.slots,
         reserve_slots=worker.reserve_slots, context=model.context, kv_cells=model.kv_cells, threads=worker.threads,
         gpu_layers=_gpu_layers(model.gpu_layers, bool(worker.gpus)), flash_attention=model.flash_attention,
-        mlock=model.mlock, hugepages=model.hugepages,
+        kv_cache_type=model.kv_cache_type, mlock=model.mlock, hugepages=model.hugepages,
         prefill_ratio=model.prefill_ratio, yield_limit_s=model.yield_limit_s, default_max_tokens=model.max_tokens,
         default_temperature=model.temperature, default_top_p=model.top_p, options=dict(model.options),
     )  # fmt: skip

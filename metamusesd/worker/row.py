@@ -32,6 +32,10 @@ class Row:
             state=WorkerState.LOADING, loaded_permille=permille, beat_ns=now_ns, rss_bytes=self._rss(now_ns)
         )
 
+    def wants(self, vram_bytes: int) -> None:
+        """What this worker takes of its GPUs, as it reckons before it loads."""
+        self._block.write(vram_wanted_bytes=vram_bytes)
+
     def loaded(self, slots: int, reserve_slots: int) -> None:
         """Ready for its first link."""
         self._block.write(

@@ -51,6 +51,14 @@ class Gpus:
             return Memory(0, 0)
         return Memory(sum(int(info.total) for info in infos), sum(int(info.used) for info in infos))
 
+    def uuids(self) -> list[str]:
+        """As the driver names them; empty when it does not tell."""
+        try:
+            found = [self._nvml.nvmlDeviceGetUUID(handle) for handle in self._handles]
+        except Exception:  # NVMLError
+            return []
+        return [each.decode() if isinstance(each, bytes) else str(each) for each in found]
+
     def wait_for_room(
         self, needed: int, patience_s: float, log: Logger,
         now_s: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,

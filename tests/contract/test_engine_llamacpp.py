@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from metamusesd.engines.base import EngineSpec, Finished, Task, Token
+from metamusesd.engines.llamacpp.rates import Rates
 from metamusesd.errors import (
     ContextOverflow,
     InvalidGrammar,
@@ -505,3 +506,44 @@ def test_missing_and_broken_files_are_typed(tmp_path: Path) -> None:
     broken.write_bytes(b"GGUF" + b"\0" * 100)
     with pytest.raises(ModelLoadFailed):
         loaded(model_path=str(broken))
+
+
+@pytest.fixture
+def riding(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As on a GPU, where prompts ride on the decode batch; an engine that has seen nothing."""
+    monkeypatch.setattr(engine, "_mixes", True)
+    monkeypatch.setattr(engine, "_rates", engine._rates)  # put back afterwards
+    engine._memory.forget_cached()
+    return engine
+
+
+def test_prompts_ride_together(riding: Any) -> None:
+    """Short prompts that have little in common are computed in one step, beside a stream, and say what they say alone
+    as far as nobody's choice is close."""
+    queries = ("What is the capital of France?", "Name the largest planet.", "Is ice cold or hot?")
+    alone = [answer(riding, query) for query in queries]
+    riding._memory.forget_cached()
+    run = Run(riding)
+    stream = run.admit("Count to a hundred.", params={"max_tokens": 60, "ignore_eos": True})
+    while len(run.texts[stream]) < 8:
+        run.step()
+    handles = [run.admit(query) for query in queries]
+    riding._rates = Rates(prefill_s=1e-6)
+    plan = riding._plan()
+    assert len(plan.decode) == 1 and len(plan.prefill) == 3
+    run.step()
+    assert all(riding._live[riding._orders[handle]].generated == 1 for handle in handles)
+    run.finish()
+    assert [run.texts[handle][:6] for handle in handles] == [text[:6] for text in alone]
+
+
+def test_a_prompt_waits_for_what_another_of_the_batch_computes(riding: Any) -> None:
+    """Two with one long beginning, and one of its own: the second takes over what the first has computed."""
+    persona = " ".join(f"Rule {number}: be brief." for number in range(30))
+    run = Run(riding)
+    first, second, other = (run.admit(f"{start} {n}") for n, start in enumerate((persona, persona, "Say hello.")))
+    riding._rates = Rates(prefill_s=1e-6)
+    plan = riding._plan()
+    assert [key for key, _ in plan.prefill] == [riding._orders[first], riding._orders[other]]
+    run.finish()
+    assert run.ends[first].cached_tokens < 64 < 150 < run.ends[second].cached_tokens

@@ -250,10 +250,12 @@ def test_a_model_of_ones_own_comes_and_goes(tmp_path: Path) -> None:
 
 def test_inspect_says_what_a_model_takes() -> None:
     """Weights once, cells by slots; the template's digest, which is part of the caches' identity."""
-    few, many = (run("models", "inspect", str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"), "--slots", n)
-                 for n in ("1", "32"))  # fmt: skip
+    file = str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    few, many = (run("models", "inspect", file, "--slots", n) for n in ("1", "32"))
+    eight = run("models", "inspect", file, "--kv-cache-type", "q8_0")
     assert "98 MB of weights" in few.stdout and "template      sha256:" in few.stdout
     assert "1 slots" in few.stdout and "32 slots" in many.stdout and few.stdout != many.stdout
+    assert "x 22.5 KiB, 1 slots" in few.stdout and "x 12.0 KiB of q8_0, 8 slots" in eight.stdout
 
 
 def test_unknown_model_name_lists_the_known() -> None:
@@ -285,6 +287,19 @@ def test_status_frame_survives_anything_the_daemon_may_leave_out() -> None:
     from metamusesd.commands.status import frame
 
     assert frame({}) and frame({"workers": [{}], "queues": {"by_queue": {"fast": {}}}, "reasons": ["a [b] c"]})
+
+
+def test_status_shows_the_memory_of_gpus() -> None:
+    """In a column of its own, where a worker has a GPU."""
+    from rich.table import Table
+
+    from metamusesd.commands.status import frame
+
+    workers = [{"name": "a", "vram_total_bytes": 80 << 30, "vram_used_bytes": 5 << 30}, {"name": "b"}]
+    for shown, cells in ((workers, ["5.37 GB of 85.9 GB", "-"]), (workers[1:], None)):
+        table = next(part for part in frame({"workers": shown}) if isinstance(part, Table))
+        columns = {column.header: list(column.cells) for column in table.columns}
+        assert columns.get("VRAM") == cells
 
 
 class Heard:

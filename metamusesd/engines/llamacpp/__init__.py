@@ -6,6 +6,7 @@ batch.py      pure: which sequences take part in a step, and with how many token
 rates.py      pure: what a step costs, from what steps did cost
 footprint.py  pure: how much memory a model will take
 kv.py         pure: who holds which KV cells, prefix look-up, what to evict
+prefixes.py   when a prompt takes over what others have computed of it
 sequence.py   one job inside the engine
 sampling.py   logits → token
 prompt.py     rendered pieces → tokens that a user cannot forge

@@ -11,6 +11,8 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
    A short prompt may instead spend the credit that decode steps have earned, and then the decodes sit the step out:
    bursts of short prompts start quickly, and in the long run prefill still takes no more than its ratio.
    On a CPU the chunk is a batch of its own: two prompt tokens that rode on two decodes cost as much as six alone.
+   On a GPU prompts ride on the decode batch, several at once, as many as the same time allows: a batch costs one pass
+   over the weights, and nobody has to sit out.
 5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
    takes part may one large chunk take up to `LARGE_CAP_S`, for small ones cost a quarter more in sum, and twice as much
    behind a long prompt. A cancel breaks it off on a CPU; a critical job waits for its end.
@@ -25,6 +27,7 @@ from metamusesd.engines.llamacpp.rates import LARGE_CHUNK
 
 STEP_CAP_S = 0.1
 FLOOR_S = 0.04  # of prefill in a step: few streams decode so quickly that their share is all overhead
+MIXED_FLOOR_S = 0.02  # the same where prompts ride along
 LARGE_CAP_S = 0.35
 CREDIT_CAP_S = 1.0
 LEAST_CHUNK = 2  # tokens
@@ -81,33 +84,53 @@ def runnable(views: list[View], slots: int) -> list[View]:
     return best[: slots - share] + others[:share]
 
 
+def prompts(running: list[View]) -> list[View]:
+    """Whose prompts are to be computed, the next one first: the highest class, FIFO inside it."""
+    return sorted((view for view in running if view.remaining > 1), key=lambda view: (-view.rank, view.order))
+
+
 def next_prompt(running: list[View]) -> View | None:
-    """Whose prompt is computed next: the highest class first, FIFO inside it."""
-    prompts = [view for view in running if view.remaining > 1]
-    return min(prompts, key=lambda view: (-view.rank, view.order), default=None)
+    """Whose prompt is computed next."""
+    return next(iter(prompts(running)), None)
 
 
-def plan(running: list[View], views: list[View], budget: Budget) -> Plan:
-    """The plan of one step for those that `runnable` chose from `views`."""
+def plan(running: list[View], views: list[View], budget: Budget, held: frozenset[int] = frozenset()) -> Plan:
+    """The plan of one step for those that `runnable` chose from `views`. The prompts of `held`, by key, sit it out."""
     decode = tuple(view.key for view in running if view.remaining == 1)
-    first = next_prompt(running)
+    waiting = [view for view in prompts(running) if view.key not in held]
     chosen = {view.key for view in running}
     yielding = tuple(view.key for view in views if view.key not in chosen)
-    if first is None:
+    if not waiting:
         return Plan(decode, (), yielding)
+    first = waiting[0]
     if budget.chunk:
         return Plan(decode, ((first.key, min(budget.chunk, first.remaining)),), yielding)
+    if budget.mixes:
+        return Plan(decode, _riding(waiting, len(decode), budget), yielding)
     whole_s = budget.chunk_s + first.remaining * budget.large_s
     if not decode:
         return Plan((), ((first.key, _alone(first, budget)),), yielding)
     if whole_s <= budget.credit_s:
         count = _alone(first, budget)
         return Plan((), ((first.key, count),), yielding, whole_s * count / first.remaining)
-    allowed_s = min(max(budget.prefill_ratio * budget.decode_s, FLOOR_S), STEP_CAP_S)
-    if not budget.mixes:
-        allowed_s -= budget.chunk_s
+    allowed_s = min(max(budget.prefill_ratio * budget.decode_s, FLOOR_S), STEP_CAP_S) - budget.chunk_s
     count = max(LEAST_CHUNK, int(allowed_s / budget.prefill_s))
     return Plan(decode, ((first.key, min(count, first.remaining, budget.chunk_limit - len(decode))),), yielding)
+
+
+def _riding(waiting: list[View], decodes: int, budget: Budget) -> tuple[tuple[int, int], ...]:
+    """The prompts that ride on a batch of so many decodes: FIFO, until time or batch is full."""
+    allowed_s = STEP_CAP_S
+    if decodes:
+        allowed_s = min(max(budget.prefill_ratio * budget.decode_s, MIXED_FLOOR_S), STEP_CAP_S)
+    left = min(max(LEAST_CHUNK, int(allowed_s / budget.prefill_s)), budget.chunk_limit - decodes)
+    taken = []
+    for view in waiting:
+        if left <= 0:
+            break
+        taken.append((view.key, min(view.remaining, left)))
+        left -= view.remaining
+    return tuple(taken)
 
 
 def _alone(prompt: View, budget: Budget) -> int:

@@ -16,11 +16,12 @@ from metamusesd.engines.llamacpp.rates import Rates
 LIMIT_S = 0.5
 TRIES = 3
 PROMPTS = (8, 32)  # two chunk sizes: what a chunk costs, and what a token
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+LARGE_PROMPTS = (32, 512)  # on a GPU, where a short one costs what a long one does
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
-def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int) -> None:
-    """Fill `rates` from trial batches; the KV cache is empty before and after."""
+def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int, mixes: bool) -> None:
+    """Fill `rates` from trial batches; the KV cache is empty before and after. `mixes`: it is a GPU."""
     started = time.perf_counter()
     _timed(context, 1, 0, vocabulary)
     measured_s: dict[int, float] = {}
@@ -28,7 +29,8 @@ def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int) -> No
         if size > slots or (measured_s and time.perf_counter() - started > LIMIT_S):
             break
         measured_s[size] = min(_timed(context, size, turn, vocabulary) for turn in range(TRIES))
-    chunks_s = {size: min(_prompt_s(context, size, vocabulary) for _ in range(2)) for size in PROMPTS}
+    lengths = [min(size, context.limit, context.cells) for size in (LARGE_PROMPTS if mixes else PROMPTS)]
+    chunks_s = {size: min(_prompt_s(context, size, vocabulary) for _ in range(2)) for size in lengths}
     for sequence in range(slots):
         context.remove(sequence)
     rates.calibrate(measured_s, chunks_s, slots)

@@ -38,6 +38,7 @@ from metamusesd.engines.llamacpp.calibrate import calibrate
 from metamusesd.engines.llamacpp.footprint import cell_count, wants_exact
 from metamusesd.engines.llamacpp.memory import Memory
 from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
+from metamusesd.engines.llamacpp.prefixes import Prefixes
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer, dead_end
 from metamusesd.engines.llamacpp.rates import Rates
 from metamusesd.engines.llamacpp.sampling import describe, log_probabilities
@@ -74,6 +75,7 @@ class LlamaEngine:
         if spec.hugepages == "thp":
             pages.ask_for_huge()
         self._memory = Memory(self._context, sequences, int(spec.options.get("idle_cells", IDLE_CELLS)), shares)
+        self._prefixes = Prefixes(self._memory, shares)
         self._preparer = Preparer(self._model, spec, context)
         self._ends = self._model.end_tokens()
         self._pieces: dict[int, bytes] = {}
@@ -85,9 +87,9 @@ class LlamaEngine:
         self._chunk = EXACT_CHUNK if exact else 0
         self._rates = Rates(single=exact)
         self._mixes = spec.gpu_layers > 0  # there a batch costs one pass over the weights, whatever its length
-        self._step_ns = self._hits = self._queries = self._computed = self._generated = self._preempted = 0
+        self._step_ns = self._computed = self._generated = self._preempted = 0
         self.info = self._describe(context, shares)
-        calibrate(self._context, self._rates, spec.slots, self._model.vocabulary)
+        calibrate(self._context, self._rates, spec.slots, self._model.vocabulary, self._mixes)
 
     def _describe(self, context: int, shares: bool) -> ModelInfo:
         spec, model = self._spec, self._model
@@ -163,12 +165,17 @@ class LlamaEngine:
     def _plan(self) -> batch.Plan:
         """Plan until the KV cache has room for the plan: each round evicts one more sequence."""
         self._readmit()
+        held: frozenset[int] = frozenset()
         while True:
             views = [sequence.view() for sequence in self._live.values()]
             running = batch.runnable(views, self._spec.slots)
-            if self._look_up(batch.next_prompt(running)):
+            chosen = batch.plan(running, views, self._budget(running), held)
+            prompts = [self._live[key] for key, _ in chosen.prefill]
+            if sum(self._prefixes.look_up(each, self._live.values()) for each in prompts):
                 continue
-            chosen = batch.plan(running, views, self._budget(running))
+            if len(prompts) > 1 and (waiting := self._prefixes.who_waits(prompts)):
+                held |= waiting
+                continue
             wanted = len(chosen.decode) + sum(count for _, count in chosen.prefill)
             if self._memory.make_room(wanted) or not self._evict():
                 return chosen
@@ -189,20 +196,6 @@ class LlamaEngine:
             prefill_ratio=self._spec.prefill_ratio,
             credit_s=self._credit_s,
         )
-
-    def _look_up(self, view: batch.View | None) -> bool:
-        """Give the prompt that is next in line the prefix that others hold by now. True if that changed it."""
-        sequence = self._live[view.key] if view is not None else None
-        if sequence is None or sequence.looked_up or sequence.hold.past:
-            return False
-        sequence.looked_up = True
-        length = self._memory.adopt(sequence.hold, (other.hold for other in self._live.values()))
-        if not sequence.begun_ns:
-            sequence.begun_ns = time.perf_counter_ns()
-            sequence.cached = min(length, sequence.prepared.prompt_tokens)
-            self._queries += self.info.prefix_reuse
-            self._hits += length > 0
-        return length > 0
 
     def _evict(self) -> bool:
         """Drop the KV of the youngest sequence of the lowest class, to be recomputed later. False: nothing to drop."""
@@ -360,9 +353,10 @@ class LlamaEngine:
         """Rates, credit, and how long those that yielded have done so."""
         self._step_ns = time.perf_counter_ns() - started_ns
         took_s = self._step_ns / 1e9
-        for key, count in chosen.prefill if computed else ():
+        if chosen.prefill and computed:
+            count = sum(count for _, count in chosen.prefill)
+            past = sum(count * self._past(key, count) for key, count in chosen.prefill) // count
             self._computed += count
-            past = self._live[key].hold.past - count if key in self._live else 0
             self._rates.saw_prefill(count, past, len(chosen.decode), took_s, self._mixes)
         if not chosen.prefill and chosen.decode:
             self._rates.saw_decode(len(chosen.decode), took_s)
@@ -373,6 +367,10 @@ class LlamaEngine:
             if sequence is not None:
                 sequence.yielded_s += took_s
                 sequence.immune = sequence.immune or sequence.yielded_s >= self._spec.yield_limit_s
+
+    def _past(self, key: int, count: int) -> int:
+        """How many tokens the sequence had before it got the last `count`; 0: it is gone."""
+        return self._live[key].hold.past - count if key in self._live else 0
 
     def statistics(self) -> EngineStatistics:
         live = self._live.values()
@@ -385,8 +383,8 @@ class LlamaEngine:
             prefill_rate=self._rates.prompt_tokens_per_s,
             decode_rate=self._rates.tokens_per_s,
             step_ns=self._step_ns,
-            prefix_hits=self._hits,
-            prefix_queries=self._queries,
+            prefix_hits=self._prefixes.hits,
+            prefix_queries=self._prefixes.queries,
             prompt_tokens=self._computed,
             generated_tokens=self._generated,
         )

@@ -17,7 +17,7 @@ def budget(**changes: float) -> Budget:
         "chunk_limit": 512,
         "decode_s": 0.05,
         "chunk_s": 0.0,
-        "mixes": True,
+        "mixes": False,
         "prefill_s": 0.005,
         "large_s": 0.005,
         "prefill_ratio": 1.2,
@@ -90,6 +90,17 @@ def test_no_step_is_longer_than_the_cap() -> None:
     assert planned([View(1, NORMAL, 1, 4000)], large_s=0.001).prefill == ((1, 64),)
 
 
+def test_prompts_ride_on_the_batch_of_a_gpu() -> None:
+    """Several at once, FIFO, until the time is over; streams go on, whatever the credit is."""
+    views = [View(1, NORMAL, 1, 1), *(View(number, NORMAL, number, 100) for number in (4, 3, 2))]
+    plan = planned(views, mixes=True, prefill_s=0.0004, credit_s=1.0)
+    assert (plan.decode, plan.prefill, plan.spent_s) == ((1,), ((2, 100), (3, 50)), 0.0)
+    assert planned(views, mixes=True, prefill_s=1e-6).prefill == ((2, 100), (3, 100), (4, 100))
+    assert planned(views[1:], mixes=True, prefill_s=0.0004).prefill == ((2, 100), (3, 100), (4, 50))
+    full = planned([View(1, NORMAL, 1, 1), View(2, NORMAL, 2, 4000)], mixes=True, prefill_s=1e-6)
+    assert full.prefill == ((2, 511),)
+
+
 def test_credit_is_bounded_and_earned_by_decoding() -> None:
     """Decoding earns credit up to the cap; spending it never makes it negative."""
     decoding = Plan(decode=(1,))
@@ -104,10 +115,10 @@ VIEWS = st.lists(
 ).map(lambda views: [View(i, v.rank, i, v.remaining, v.immune, v.waiting) for i, v in enumerate(views)])
 
 
-@given(VIEWS, st.floats(0.0, 1.0), st.floats(1e-5, 0.1))
-def test_a_plan_is_always_sound(views: list[View], credit_s: float, prefill_s: float) -> None:
+@given(VIEWS, st.floats(0.0, 1.0), st.floats(1e-5, 0.1), st.booleans())
+def test_a_plan_is_always_sound(views: list[View], credit_s: float, prefill_s: float, mixes: bool) -> None:
     """Every plan keeps the limits, makes progress whenever something may run, and accounts for everyone."""
-    plan = planned(views, credit_s=credit_s, prefill_s=prefill_s, large_s=prefill_s * 0.7)
+    plan = planned(views, credit_s=credit_s, prefill_s=prefill_s, large_s=prefill_s * 0.7, mixes=mixes)
     by_key = {view.key: view for view in views}
     taking = {*plan.decode, *(key for key, _ in plan.prefill)}
     assert len(plan.decode) + sum(count for _, count in plan.prefill) <= 512

@@ -123,12 +123,52 @@ def test_who_was_idle_longest_makes_room(family: Family) -> None:
     family.free = GIB
     family.sleeping.wanted("fast")
     assert family.turn() == ["medium-0"]
-    assert "needs about" in family.sleeping.waits["fast"] and family.slots[0].status is SlotStatus.ASLEEP
+    assert "memory: about" in family.sleeping.waits["fast"] and family.slots[0].status is SlotStatus.ASLEEP
     assert family.turn() == []
     family.gone(family.slots[1])
     family.free = 2 * GIB + MARGIN_BYTES
     family.turn()
     assert family.slots[0].status is SlotStatus.BACKOFF and not family.sleeping.waits
+
+
+def test_a_gpu_that_is_full_is_made_free(family: Family) -> None:
+    """Two tiers on one GPU that carries one of them: who wants it gets it, and the one that sleeps elsewhere stays."""
+    fast, medium, _ = family.slots
+    for slot, gpus in ((fast, ("0",)), (medium, ("0",))):
+        assert slot.spec.worker is not None
+        slot.spec = replace(slot.spec, worker=replace(slot.spec.worker, gpus=gpus))
+        family.board.workers[slot.spec.row].write(
+            vram_wanted_bytes=50 * GIB, vram_total_bytes=80 * GIB, vram_used_bytes=51 * GIB
+        )
+    family.board.workers[1].write(last_step_ns=int((family.now_s - 10) * 1e9))
+    assert family.turn() == ["fast-0"]
+    family.gone(fast)
+    family.sleeping.wanted("fast")
+    assert family.turn() == ["medium-0"]
+    assert "GPU 0: about 51200 MB are needed, 29696 MB" in family.sleeping.waits["fast"]
+    family.gone(medium)
+    family.turn()  # nobody who is awake could say that it is full: the load itself looks
+    assert fast.status is SlotStatus.BACKOFF and not family.sleeping.waits
+    fast.started(10**8 + 9, None)
+    family.sleeping.wanted("medium")
+    family.turn()  # what fast takes when it has come is known
+    assert "30720 MB are available" in family.sleeping.waits["medium"] and medium.status is SlotStatus.ASLEEP
+
+
+def test_a_gpu_of_somebody_else_is_left_alone(family: Family) -> None:
+    """Nobody sleeps in vain: what would be freed lies on another GPU."""
+    fast, medium, heavy = family.slots
+    for slot, gpus in ((fast, ("0",)), (medium, ("1",)), (heavy, ("0",))):
+        assert slot.spec.worker is not None
+        slot.spec = replace(slot.spec, worker=replace(slot.spec.worker, gpus=gpus))
+        family.board.workers[slot.spec.row].write(
+            vram_wanted_bytes=50 * GIB, vram_total_bytes=80 * GIB, vram_used_bytes=51 * GIB
+        )
+    family.board.workers[1].write(last_step_ns=int((family.now_s - 10) * 1e9))
+    assert family.turn() == ["fast-0"]
+    family.gone(fast)
+    family.sleeping.wanted("fast")
+    assert family.turn() == [] and "GPU 0" in family.sleeping.waits["fast"]
 
 
 def test_a_new_dispatcher_is_told_again(family: Family) -> None:

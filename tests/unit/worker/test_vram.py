@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +40,9 @@ class Driver:
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
         return {"GPU-aa": 0, "GPU-bb": 1}[uuid]
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return ("GPU-aa", "GPU-bb")[handle]
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
         return SimpleNamespace(total=80 * GIB, used=self.used[handle])
@@ -98,6 +101,12 @@ def test_several_gpus_count_together(driver: Driver) -> None:
     assert (clock.s, gpus.memory().used, gpus.memory().total) == (0.0, 30 * GIB, 160 * GIB)
 
 
+def test_a_worker_names_its_gpus_by_uuid(driver: Driver) -> None:
+    """However they were named: another order of the devices is nothing to it."""
+    assert Gpus(["1", "0"], LOG).uuids() == ["GPU-bb", "GPU-aa"]
+    assert Gpus([], LOG).uuids() == []
+
+
 def test_without_a_driver_nothing_is_asked(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """No driver, no such GPU, no library: the load itself finds out."""
     for names in (["7"], ["0"]):
@@ -125,4 +134,5 @@ def test_what_a_model_needs() -> None:
     cells = 2048 * 30 * 3 * 64 * 2 * 2  # layers, KV heads, head width, K and V, bytes
     assert whole == path.stat().st_size + cells + GPU_PROCESS_BYTES
     assert half < whole
+    assert gpu_bytes(replace(spec, kv_cache_type="q8_0")) == whole - cells + cells // 2 // 32 * 34
     assert gpu_bytes(EngineSpec("llamacpp", "m", "/nowhere", gpu_layers=1)) == 0
