@@ -54,7 +54,7 @@ class Draw:
 def make(architecture: str, path: Path, seed: int = 1) -> Path:
     """Write a model of one of MAKERS."""
     draw = Draw(seed)
-    draw.add("token_embd.weight", draw._draw.normal(0, 1, (VOCABULARY, WIDTH)))
+    draw.matrix("token_embd", WIDTH, VOCABULARY, gain=WIDTH**0.5)
     draw.matrix("output", WIDTH, VOCABULARY, gain=4)
     described = MAKERS[architecture](draw)
     entries = {"general.architecture": architecture, "general.name": f"A made {architecture}"}
