@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metamusesd import config as configuration
 from metamusesd.config import EMBEDDED, Config, Model
-from metamusesd.engines.choice import choose
+from metamusesd.engines.choice import choose, kv_problem
 from metamusesd.engines.mistralrs.source import read_source
 from metamusesd.errors import ConfigError, MetamusesdError, QueueRefused, QueueUnavailable
 from metamusesd.gguf import read_header
@@ -66,6 +66,8 @@ def _models(config: Config) -> Iterator[Finding]:
             yield Finding(
                 f"models.{name}.engine: {engine} is not installed; run `pip install 'metamusesd[{engine}]'`", wrong=True
             )
+        if problem := kv_problem(engine, model.kv_cache_type):
+            yield Finding(f"models.{name}.kv_cache_type: {problem}", wrong=True)
         if engine != "echo" and configuration.is_model(config.model_path(model)):
             yield _file(config, name, model)
         if choice := config.choices.get(name):

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from metamusesd import cli, hub
+from metamusesd.commands.estimate import kind_of
 from metamusesd.config import Config
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, kv_of
+from metamusesd.engines.llamacpp.footprint import KV_TYPES, PROCESS_BYTES, kv_of
 from metamusesd.engines.llamacpp.formats import FORMATS
 from metamusesd.errors import EmbedderFailed, InvalidRequest
 from metamusesd.formats import source_path
@@ -40,6 +41,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--replace", action="store_true", help="also if another file of that name is there")
     actions.choices["remove"].add_argument("file", help="its name inside the models directory")
     inspect.add_argument("--slots", type=int, default=8, help="for the memory that it needs (default: 8)")
+    inspect.add_argument("--kv-cache-type", default="f16", choices=tuple(KV_TYPES), help="and this (default: f16)")
     known = ", ".join(CATALOGUE)
     fetch.add_argument(
         "names",
@@ -168,10 +170,10 @@ def _template_digest(header: Header) -> str:
     return f"sha256:{hashlib.sha256(template.encode()).hexdigest()}"
 
 
-def _memory(header: Header, path: Path, slots: int) -> str:
+def _memory(header: Header, path: Path, slots: int, kind: str) -> str:
     """`98 MB of weights, shared by its workers + 251 MB a worker (11136 KV cells x 22.5 KiB, 8 slots)`."""
-    context, cells, each = kv_of(EngineSpec("llamacpp", "", slots=slots), header)
-    kv = f"{cells} KV cells x {each / 1024:.1f} KiB, {slots} slots, context {context}"
+    context, cells, each = kv_of(EngineSpec("llamacpp", "", slots=slots, kv_cache_type=kind), header)
+    kv = f"{cells} KV cells x {each / 1024:.1f} KiB{kind_of(kind)}, {slots} slots, context {context}"
     weights = f"{path.stat().st_size / 1e6:.0f} MB of weights, shared by its workers"
     return f"{weights} + {(cells * each + PROCESS_BYTES) / 1e6:.0f} MB a worker ({kv})"
 
@@ -223,7 +225,8 @@ def inspect_model(args: argparse.Namespace, config: Config, directory: Path) -> 
     print(f"architecture  {header.architecture}\nquantization  {header.quantization}")
     print(f"parameters    {header.parameters / 1e6:.1f} M in {header.tensors} tensors")
     print(f"context       {header.of_architecture('context_length')} tokens")
-    print(f"template      {_template_digest(header)}\nmemory        {_memory(header, path, args.slots)}\n")
+    memory = _memory(header, path, args.slots, args.kv_cache_type)
+    print(f"template      {_template_digest(header)}\nmemory        {memory}\n")
     for key, value in header.entries.items():
         text = " ".join(str(value).split())
         print(f"{key} = {text if len(text) <= 100 else text[:97] + '…'}")

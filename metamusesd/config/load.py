@@ -269,6 +269,11 @@ def _check_models(config: Config) -> list[str]:
     for name, model in config.models.items():
         if model.engine != "echo" and not model.file:
             mistakes.append(f"models.{name}.file: missing; name a GGUF file")
+        if model.kv_cache_type != "f16" and not model.flash_attention:
+            mistakes.append(
+                f"models.{name}.kv_cache_type: {model.kv_cache_type} wants flash attention; "
+                f'set models.{name}.flash_attention = true, or "f16"'
+            )
         if model.format == "auto" and model.engine not in ("auto", "llamacpp"):
             mistakes.append(f"models.{name}.format: auto is for GGUF files on llamacpp; remove it, or the engine")
         mistakes += [

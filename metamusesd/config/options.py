@@ -210,6 +210,9 @@ class Model:
     max_tokens: int = option(512, "When the request names none.", least=1, most=131072)
     gpu_layers: int = option(-1, "Layers on the GPU; -1: all, if the tier has GPUs.", least=-1)
     flash_attention: bool = option(True, "")
+    kv_cache_type: str = option(
+        "f16", "How K and V are kept: q8_0 takes half the memory, and wants flash_attention.", choices=("f16", "q8_0")
+    )
     mlock: bool = option(
         False, "Keep the weights in memory: they are never read from the disk again, nor swapped. Not the KV cache."
     )

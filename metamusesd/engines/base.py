@@ -51,6 +51,7 @@ class EngineSpec:
     gpu_layers: int = 0
     tensor_split: tuple[float, ...] = ()
     flash_attention: bool = True
+    kv_cache_type: str = "f16"  # f16 | q8_0: how K and V are kept
     mlock: bool = False  # weights stay in memory
     hugepages: str = "system"  # system | thp | off
     prefill_ratio: float = 1.2  # time that prefill may add to a step, as a multiple of the step's decode time

@@ -21,10 +21,12 @@ Load = Callable[[EngineSpec, Progress], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """How an engine comes to be. `reads`: the formats that it takes; none: it has no model."""
+    """How an engine comes to be. `reads`: the formats that it takes; none: it has no model. `keeps`: the types of KV
+    cache that it has beside f16."""
 
     load: Load
     reads: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
 
 
 def _echo(spec: EngineSpec, _: Progress) -> Engine:
@@ -46,7 +48,7 @@ def _mistralrs(spec: EngineSpec, progress: Progress) -> Engine:
 
 
 ENGINES = {
-    "llamacpp": Maker(_llamacpp, (GGUF,)),
+    "llamacpp": Maker(_llamacpp, (GGUF,), keeps=("q8_0",)),
     "mistralrs": Maker(_mistralrs, (GGUF, SAFETENSORS)),
     "echo": Maker(_echo),
 }
@@ -74,10 +76,21 @@ def choose(asked: str, path: str | Path, has_gpu: bool) -> tuple[str, str]:
     return asked, "the configuration names it"
 
 
+def kv_problem(engine: str, kind: str) -> str:
+    """Why this engine cannot keep its KV cache like that; empty: it can, or has none."""
+    maker = ENGINES[engine]
+    if kind == "f16" or kind in maker.keeps or not maker.reads:
+        return ""
+    able = " or ".join(name for name, other in ENGINES.items() if kind in other.keeps) or "none"
+    return f"engine {engine} has no KV cache of {kind} ({able} has); leave kv_cache_type out"
+
+
 def make_engine(spec: EngineSpec, progress: Progress = lambda _: None) -> Engine:
     """Load. Blocks for as long as the model takes; raises ModelNotFound or ModelLoadFailed."""
     if spec.engine not in ENGINES:
         raise ModelLoadFailed(f"there is no engine {spec.engine!r}; use {', '.join(ENGINES)}")
+    if problem := kv_problem(spec.engine, spec.kv_cache_type):
+        raise ModelLoadFailed(problem)
     try:
         return ENGINES[spec.engine].load(spec, progress)
     except ImportError as error:

@@ -17,6 +17,8 @@ from metamusesd.job import InferenceRequest, Params, Priority
 from tests.contract.tiny_model import make_tiny_model
 
 HANDLES = itertools.count(1)
+GPU_LAYERS = int(os.environ.get("GPU_LAYERS", "0"))  # of the llamacpp engines of these suites; `make test-gpu`
+ON_CPU_ONLY = pytest.mark.skipif(GPU_LAYERS > 0, reason="a GPU computes on, and promises no equal bits")
 
 
 def model_file() -> Path:
@@ -41,14 +43,16 @@ def make_mistral(path: Path, **changes: Any) -> Engine:
 
 
 def make_any(kind: str, place: Path) -> Engine:
-    """An engine of each kind with two slots, one in reserve, and a context of 128 tokens."""
+    """An engine of each kind: two slots, one in reserve, a context of 128 tokens; `llamacpp-q8_0` keeps such KV."""
     if kind == "mistralrs":
         return make_mistral(make_tiny_model(place), context=128)
+    name, _, kept = kind.partition("-")
     path = ""
-    if kind == "llamacpp":
+    if name == "llamacpp":
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
         path = str(model_file())
-    return make_engine(EngineSpec(kind, kind, path, slots=2, reserve_slots=1, context=128))
+    values: dict[str, Any] = {"slots": 2, "reserve_slots": 1, "context": 128, "kv_cache_type": kept or "f16"}
+    return make_engine(EngineSpec(name, name, path, gpu_layers=GPU_LAYERS, **values))
 
 
 @dataclass

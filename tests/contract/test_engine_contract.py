@@ -14,7 +14,7 @@ from metamusesd.job import InferenceRequest, Params, Priority
 from tests.contract.engine_rig import Run, answer, make_any
 
 
-@pytest.fixture(scope="module", params=["echo", "llamacpp", "mistralrs"])
+@pytest.fixture(scope="module", params=["echo", "llamacpp", "llamacpp-q8_0", "mistralrs"])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made = make_any(request.param, tmp_path_factory.mktemp("model"))
     yield made

@@ -85,6 +85,18 @@ def test_explain_says_what_would_run(file: Path, tmp_path: Path) -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_explain_counts_kv_as_it_is_kept(tmp_path: Path) -> None:
+    """8 bit or 16: a worker's line says which, and what a cell takes."""
+    told = {}
+    for kind in ("f16", "q8_0"):
+        done = run("check", "--explain", "--json", "--set", f"models.smollm2.kv_cache_type={kind}",
+                   "--set", f"daemon.state_dir={tmp_path}", "--set", "models.smollm2.kv_cells=4096")  # fmt: skip
+        (told[kind],) = [part for part in json.loads(done.stdout)["memory"] if part["part"] == "fast-0"]
+    assert told["f16"]["why"].startswith("4096 KV cells x 22.5 KiB (models.smollm2.kv_cells)")
+    assert told["q8_0"]["why"].startswith("4096 KV cells x 12.0 KiB of q8_0 (")
+    assert told["f16"]["bytes"] - told["q8_0"]["bytes"] == 4096 * 30 * 3 * 2 * 64 * (2 - 34 / 32)
+
+
 def test_explain_for_programs(file: Path, tmp_path: Path) -> None:
     """The same facts as JSON: who serves what a prompt wants, and what takes memory."""
     done = run("check", "--explain", "--json", "--config", str(file), "--set", f"daemon.state_dir={tmp_path}/s",

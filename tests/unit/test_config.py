@@ -106,6 +106,12 @@ def test_every_option_is_documented_and_has_a_default() -> None:
         ("[tiers.fast]\nmodel = 'smollm2'\nworkers = 0", "tiers.fast.workers:", "at least 1"),
         ("[tiers.fast]\nmodel = 'smollm2'\nenabled = false", "tiers:", "enable one"),
         ("[models.a]\nengine = 'llamacpp'", "models.a.file:", "name a GGUF file"),
+        ("[models.a]\nfile = 'a'\nkv_cache_type = 'q4_0'", "models.a.kv_cache_type:", "use one of f16, q8_0"),
+        (
+            "[models.a]\nfile = 'a'\nkv_cache_type = 'q8_0'\nflash_attention = false",
+            "models.a.kv_cache_type:",
+            "set models.a.flash_attention = true",
+        ),
         ("[models]\na = 3", "models.a:", "write [models.a]"),
         ("[daemon", "metamusesd.toml:", "is not TOML"),
     ],

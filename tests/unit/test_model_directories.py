@@ -9,6 +9,7 @@ import pytest
 from metamusesd.commands.checks import all_checks
 from metamusesd.config import Config, load, missing_models
 from metamusesd.control import WorkerSpec
+from metamusesd.engines.choice import make_engine
 from metamusesd.errors import ModelLoadFailed
 from metamusesd.models import digest_of, known_digest, size_of
 from metamusesd.supervisor.placement import model_sizes
@@ -68,3 +69,13 @@ def test_auto_gives_it_mistralrs(place: Path) -> None:
     assert "llama.cpp reads no safetensors" in spec.chosen
     with pytest.raises(ModelLoadFailed, match="engine llamacpp reads a GGUF file"):
         spec_of(configured(place, engine="llamacpp"), worker)
+
+
+def test_it_has_no_kv_cache_in_8_bit(place: Path) -> None:
+    """mistral.rs keeps its own: `check` and the load say so, with what has one."""
+    config = configured(place, context=512, kv_cache_type="q8_0")
+    (line,) = [finding.text for finding in all_checks(config) if finding.wrong and "kv_cache_type" in finding.text]
+    assert line.startswith("models.tiny.kv_cache_type: engine mistralrs has no KV cache of q8_0 (llamacpp has)")
+    worker = WorkerSpec("fast-0", "fast", "tiny", slots=2, reserve_slots=1, cores=(0,))
+    with pytest.raises(ModelLoadFailed, match=r"mistralrs has no KV cache of q8_0.*leave kv_cache_type out"):
+        make_engine(spec_of(config, worker))

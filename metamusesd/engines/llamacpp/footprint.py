@@ -1,7 +1,7 @@
 """Stage 8 · any process · how much memory a model will take, from its header. Pure; imports no numpy and no llama.cpp.
 
-A token of one sequence is a cell of the KV cache: K and V of every layer in half precision. Layers that see a window
-only, or keep a state instead, take less than what is said here.
+A token of one sequence is a cell of the KV cache: K and V of every layer, in half precision or in 8 bit. Layers that
+see a window only, or keep a state instead, take less than what is said here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from metamusesd.engines.base import EngineSpec
 from metamusesd.errors import MetamusesdError
 from metamusesd.gguf import Header, read_header
 
-HALF_BYTES = 2
+KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}  # ggml packs so many values into so many bytes
 GPU_PROCESS_BYTES = 400 << 20  # CUDA context and compute buffers, about; not measured
 PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small model: what a worker has beside its KV
 
@@ -34,7 +34,7 @@ def cell_count(spec: EngineSpec, context: int, limited: bool = True) -> int:
 def kv_of(spec: EngineSpec, header: Header) -> tuple[int, int, int]:
     """(the context of a sequence, cells, bytes of a cell) of a worker with this model."""
     context = min(spec.context, header.trained_context) if header.trained_context else spec.context
-    return context, cell_count(spec, context), cell_bytes(header)
+    return context, cell_count(spec, context), cell_bytes(header, spec.kv_cache_type)
 
 
 def rounded(cells: int) -> int:
@@ -47,7 +47,7 @@ def wants_exact(spec: EngineSpec) -> bool:
     return bool(spec.options.get("deterministic", False))
 
 
-def cell_bytes(header: Header) -> int:
+def cell_bytes(header: Header, kind: str = "f16") -> int:
     """Of one token, over all layers; 0 when the header does not say."""
     layers, width, heads = (
         _number(header.of_architecture(key)) for key in ("block_count", "embedding_length", "attention.head_count")
@@ -58,7 +58,8 @@ def cell_bytes(header: Header) -> int:
     per_layer = [_number(each) for each in kv_heads] if isinstance(kv_heads, list) else [_number(kv_heads)] * layers
     usual = width // heads
     lengths = sum(_number(header.of_architecture(f"attention.{part}_length")) or usual for part in ("key", "value"))
-    return sum(per_layer) * lengths * HALF_BYTES
+    values, size = KV_TYPES[kind]
+    return sum(per_layer) * lengths * size // values
 
 
 def gpu_bytes(spec: EngineSpec) -> int:

@@ -33,6 +33,7 @@ _C: Any = llama_cpp
 Ids = npt.NDArray[np.int32]
 
 CONTROL = 1 << 3 | 1 << 0  # LLAMA_TOKEN_ATTR_CONTROL | …_UNKNOWN: what special parsing would find
+GGML_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type of kv_cache_type
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LOOK_NS = 10_000_000  # how often a running batch asks whether it is still wanted
 ABORTED = 2  # what llama_decode says then
@@ -203,19 +204,9 @@ class Context:
     """The KV cache of all sequences, and the batch that computes on it."""
 
     def __init__(self, model: Model, spec: EngineSpec, cells: int, sequences: int, batch: int) -> None:
-        if wants_exact(spec) and spec.gpu_layers:
-            raise ModelLoadFailed("options.deterministic: kept on a CPU only; set gpu_layers = 0, or leave it out")
-        params = _C.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = cells, sequences
-        params.n_batch = params.n_ubatch = batch
-        params.n_outputs_max = sequences  # at least: llama.cpp reserves its graph for one output a sequence
-        params.n_threads = params.n_threads_batch = spec.threads
-        params.flash_attn_type = 1 if spec.flash_attention else 0
-        params.kv_unified = not wants_exact(spec)  # DANGER: a partial copy between sequences aborts the process then
-        params.offload_kqv = params.op_offload = spec.gpu_layers != 0
-        params.no_perf = True
+        _check(spec)
         _complaints.clear()
-        self.pointer = _C.llama_init_from_model(model.pointer, params)
+        self.pointer = _C.llama_init_from_model(model.pointer, self._params(spec, cells, sequences, batch))
         if not self.pointer:
             raise ModelLoadFailed(f"no context of {cells} tokens: {'; '.join(_complaints) or 'not enough memory?'}")
         self.cells = int(_C.llama_n_ctx(self.pointer))
@@ -224,6 +215,19 @@ class Context:
         self._address, self._view = 0, np.empty(self._shape, np.float32)
         self.limit = batch
         self._make_batch(batch)
+
+    def _params(self, spec: EngineSpec, cells: int, sequences: int, batch: int) -> Any:
+        params = _C.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = cells, sequences
+        params.n_batch = params.n_ubatch = batch
+        params.n_outputs_max = sequences  # at least: llama.cpp reserves its graph for one output a sequence
+        params.n_threads = params.n_threads_batch = spec.threads
+        params.flash_attn_type = 1 if spec.flash_attention else 0
+        params.type_k = params.type_v = GGML_TYPES[spec.kv_cache_type]
+        params.kv_unified = not wants_exact(spec)  # DANGER: a partial copy between sequences aborts the process then
+        params.offload_kqv = params.op_offload = spec.gpu_layers != 0
+        params.no_perf = True
+        return params
 
     def _make_batch(self, size: int) -> None:
         """One llama_batch on numpy arrays, each token with exactly one sequence id."""
@@ -287,6 +291,18 @@ class Context:
         if self.pointer:
             _C.llama_free(self.pointer)
             self.pointer = None
+
+
+def _check(spec: EngineSpec) -> None:
+    """What cannot go together. Raises ModelLoadFailed."""
+    if wants_exact(spec) and spec.gpu_layers:
+        raise ModelLoadFailed("options.deterministic: kept on a CPU only; set gpu_layers = 0, or leave it out")
+    if spec.kv_cache_type not in GGML_TYPES:
+        raise ModelLoadFailed(f"kv_cache_type: {spec.kv_cache_type!r} is not known; use {', '.join(GGML_TYPES)}")
+    if spec.kv_cache_type != "f16" and not spec.flash_attention:
+        raise ModelLoadFailed(
+            f'kv_cache_type: {spec.kv_cache_type} wants flash attention; set flash_attention = true, or "f16"'
+        )
 
 
 def _listener(interrupted: Callable[[], bool]) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from metamusesd.config import Model
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import cell_bytes, cell_count
+from metamusesd.engines.llamacpp.footprint import KV_TYPES, cell_bytes, cell_count, kv_of
 from metamusesd.gguf import Header
 
 LLAMA = {"block_count": 30, "embedding_length": 576, "attention.head_count": 9, "attention.head_count_kv": 3}
@@ -29,6 +32,15 @@ def header(**entries: object) -> Header:
 def test_a_token_costs_keys_and_values_of_every_layer(entries: dict[str, object], expected: int) -> None:
     """Grouped heads, heads of their own size, layers without any; a header that does not say costs nothing."""
     assert cell_bytes(header(**entries)) == expected
+
+
+def test_in_8_bit_32_values_and_their_scale_take_34_bytes() -> None:
+    """K and V of every head and layer, packed as ggml packs q8_0; the configuration offers what there is."""
+    assert cell_bytes(header(**LLAMA), "q8_0") == 30 * 3 * (64 + 64) // 32 * 34
+    (known,) = [each for each in fields(Model) if each.name == "kv_cache_type"]
+    assert known.metadata["choices"] == tuple(KV_TYPES)
+    spec = EngineSpec("llamacpp", "m", kv_cache_type="q8_0")
+    assert kv_of(spec, header(**LLAMA))[2] == cell_bytes(header(**LLAMA), "q8_0")
 
 
 def test_cells_are_what_was_told_or_what_a_full_context_and_every_slot_need() -> None:
