@@ -15,26 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from metamusesd.engines.llamacpp.kv import common_prefix
-from metamusesd.engines.llamacpp.native import Model
+from metamusesd.engines.llamacpp.native import GGML_TYPES, Model
 
 Rows = npt.NDArray[np.float32]
 Entry = tuple[int, int, int]  # sequence, position, token
 BATCH = 512
+KINDS = {"f32": 0, **GGML_TYPES}
 _C: Any = llama_cpp
 
 
 class Lab:
     """One context of `cells` tokens; every token that is computed has logits."""
 
-    def __init__(self, model: Model, *, flash: bool, full: bool, cells: int, sequences: int = 8) -> None:
-        """`full`: KV in 32 bits and not in 16."""
+    def __init__(self, model: Model, *, flash: bool, kind: str = "f16", cells: int, sequences: int = 8) -> None:
+        """`kind`: of the KV cache, one of KINDS."""
         params = _C.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.n_outputs_max = cells, sequences, BATCH
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = 1
         params.flash_attn_type, params.kv_unified = int(flash), True
-        if full:
-            params.type_k = params.type_v = 0  # GGML_TYPE_F32
+        params.type_k = params.type_v = KINDS[kind]
         self._context = _C.llama_init_from_model(model.pointer, params)
         self._memory = _C.llama_get_memory(self._context)
         self._vocabulary = model.vocabulary
@@ -76,8 +76,12 @@ class Lab:
 class Reference:
     """`Llama` with its own defaults; like its `generate`, it goes on from the prefix that it has."""
 
-    def __init__(self, model: Path, context: int, chunk: int = BATCH) -> None:
-        self._llama = _C.Llama(str(model), n_ctx=context, n_batch=chunk, n_threads=1, n_threads_batch=1, verbose=False)
+    def __init__(self, model: Path, context: int, chunk: int = BATCH, kind: str = "f16", gpu_layers: int = 0) -> None:
+        """`kind`: of the KV cache; f16, which is its default, with plain attention, the others with flash."""
+        self._llama = _C.Llama(
+            str(model), n_ctx=context, n_batch=chunk, n_threads=1, n_threads_batch=1, verbose=False,
+            n_gpu_layers=gpu_layers, type_k=KINDS[kind], type_v=KINDS[kind], flash_attn=kind != "f16",
+        )  # fmt: skip
         self._verdicts: dict[bytes, tuple[int, float]] = {}
 
     def logits(self, tokens: npt.NDArray[np.int32]) -> Rows:

@@ -2,7 +2,8 @@
 
 The text stands as the answer to a short prompt. Our side: the engine decodes it in its own batches, while a sampler
 that chooses nothing notes how likely each next token of the text was. The other side: `Llama`, a token at a time. What
-`Llama` makes of the same text in chunks of 64 tells how much of a difference is rounding.
+`Llama` makes of the same text in chunks of 64 tells how much of a difference is rounding. The same again with KV in 8
+bit on both sides, and 8 bit beside 16.
 """
 
 from __future__ import annotations
@@ -51,19 +52,26 @@ class Forced:
 
 
 def run(bench: Bench) -> None:
-    """A row alone, a row beside others, and one of `Llama` against itself."""
+    """A row alone, a row beside others, and one of `Llama` against itself; then what KV in 8 bit changes."""
     prompt, tokens, ours = _ours(bench)
     whole = np.concatenate([prompt, tokens])
-    theirs = perplexity(_theirs(bench, whole, len(prompt)))
+    bar = None if bench.quick else BAR
+    theirs = _theirs(bench, whole, len(prompt))
     for case, logprobs in ours.items():
-        _add(bench, f"our engine, {case}", perplexity(logprobs), theirs, None if bench.quick else BAR)
-    _add(bench, "Llama, in chunks of 64", perplexity(_chunked(bench, whole, len(prompt))), theirs, None)
+        _add(bench, f"our engine, {case}", logprobs, theirs, bar)
+    _add(bench, "Llama, in chunks of 64", _chunked(bench, whole, len(prompt)), theirs, None)
+    prompt, tokens, eight = _ours(bench, kv_cache_type="q8_0")
+    same = _theirs(bench, whole, len(prompt), "q8_0")
+    for case, logprobs in eight.items():
+        _add(bench, f"our engine, q8_0 KV, {case}", logprobs, same, bar, "Llama with q8_0 KV, a token at a time")
+        _add_eight(bench, f"our engine, {case}", logprobs, ours[case])
+    _add_eight(bench, "Llama, a token at a time", same, theirs)
 
 
-def _ours(bench: Bench) -> tuple[Ids, Ids, dict[str, list[float]]]:
+def _ours(bench: Bench, **changes: Any) -> tuple[Ids, Ids, dict[str, list[float]]]:
     found: dict[str, list[float]] = {}
     for case, others in (("alone", 0), (f"beside {NEIGHBOURS} others", NEIGHBOURS)):
-        engine: Any = load(bench.spec(NEIGHBOURS + 1, context=2 * CONTEXT))
+        engine: Any = load(bench.spec(NEIGHBOURS + 1, context=2 * CONTEXT, **changes))
         crowd = Crowd(engine)
         tokens = np.array(engine._model.tokenize(text()), np.int32)[: QUICK_TOKENS if bench.quick else None]
         params = Params(max_tokens=len(tokens), temperature=0.0)
@@ -82,8 +90,8 @@ def _ours(bench: Bench) -> tuple[Ids, Ids, dict[str, list[float]]]:
     return prompt, tokens, found
 
 
-def _theirs(bench: Bench, whole: Ids, start: int) -> list[float]:
-    reference = Reference(bench.model, 2 * CONTEXT)
+def _theirs(bench: Bench, whole: Ids, start: int, kind: str = "f16") -> list[float]:
+    reference = Reference(bench.model, 2 * CONTEXT, kind=kind, gpu_layers=bench.gpu_layers)
     rows = (reference.logits(whole[:place]) for place in range(start, len(whole)))
     found = [log_probabilities(row, int(token), 0)[0] for row, token in zip(rows, whole[start:], strict=True)]
     reference.close()
@@ -92,7 +100,7 @@ def _theirs(bench: Bench, whole: Ids, start: int) -> list[float]:
 
 def _chunked(bench: Bench, whole: Ids, start: int) -> list[float]:
     model = Model(bench.spec(1))
-    lab = Lab(model, flash=False, full=False, cells=2 * CONTEXT)
+    lab = Lab(model, flash=False, cells=2 * CONTEXT)
     rows = lab.prompt(0, whole.tolist(), 64)
     lab.close()
     model.close()
@@ -104,9 +112,27 @@ def perplexity(logprobs: Sequence[float]) -> float:
     return float(np.exp(-np.mean(logprobs)))
 
 
-def _add(bench: Bench, case: str, ours: float, theirs: float, bar: str | None) -> None:
-    off = abs(ours / theirs - 1) * 100
+def _add(
+    bench: Bench,
+    case: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    bar: str | None,
+    against: str = "Llama, a token at a time",
+) -> None:
+    pair = perplexity(ours), perplexity(theirs)
     bench.report.rows += [
-        compare("perplexity", case, "", [(ours, theirs)], against="Llama, a token at a time"),
-        absolute("off by", case, "%", [off], bar=bar),
+        compare("perplexity", case, "", [pair], against=against),
+        absolute("off by", case, "%", [abs(pair[0] / pair[1] - 1) * 100], bar=bar),
+    ]
+
+
+def _add_eight(bench: Bench, case: str, eight: Sequence[float], sixteen: Sequence[float]) -> None:
+    """What 8 bit did: to the perplexity, and to a token's log-probability, with how sure that average is."""
+    change = np.array(eight) - np.array(sixteen)
+    case = f"q8_0 for f16 KV, {case}"
+    _add(bench, case, eight, sixteen, None, "f16 KV")
+    bench.report.rows += [
+        absolute("log-probability, mean change", case, "nats", [float(change.mean())]),
+        absolute("standard error of that", case, "nats", [float(change.std() / np.sqrt(len(change)))]),
     ]
