@@ -1,6 +1,6 @@
 """The door to all benchmarks · bench process · dispatches a name to its module, imported only when asked for.
 
-python -m benchmarks engine|queue|cache|routing|schedule|scrape|correctness|faults|operate|agreement
+python -m benchmarks engine|queue|cache|routing|schedule|scrape|correctness|tune|faults|operate|agreement
     [--json OUT] [--quick] [--case NAME]
 python -m benchmarks build-llama-server [--dir DIR] [--jobs N]
 python -m benchmarks make-model --shape NAME --like FILE --out FILE [--format NAME] [--vocabulary N]
@@ -13,7 +13,8 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "correctness", "faults", "operate", "agreement")
+NAMES = ("engine", "queue", "cache", "routing", "schedule", "scrape", "correctness", "tune", "faults", "operate",
+         "agreement")  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=("ours", "yardstick"), help="run one side; ratios stay empty")
     parser.add_argument("--model", type=Path, help="GGUF file (default: the demo model)")
     parser.add_argument("--cores", help="cores of both sides, such as 0,1 (default: all that this process may use)")
-    parser.add_argument("--gpus", help="engine: both sides on these, such as 0 (the build must have CUDA)")
+    parser.add_argument("--gpus", help="engine, correctness: both sides on these, such as 0 (the build must have CUDA)")
     parser.add_argument(
         "--minutes", type=float, help="faults, operate: how long chaos (default 5) or the soak (60) lasts"
     )

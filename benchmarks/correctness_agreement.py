@@ -36,7 +36,7 @@ class Tally:
 def run(bench: Bench) -> None:
     """Rows by batch size."""
     asked = requests(ANSWER_TOKENS)[:: QUICK_EVERY if bench.quick else 1]
-    reference = Reference(bench.model, CONTEXT)
+    reference = Reference(bench.model, CONTEXT, gpu_layers=bench.gpu_layers)
     for slots in BATCHES:
         engine = load(bench.spec(slots, context=CELLS, kv_cells=CELLS))
         crowd = Crowd(engine)
