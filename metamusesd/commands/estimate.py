@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from metamusesd.config import EMBEDDED, Config, is_there
 from metamusesd.control import WorkerSpec
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, kv_of
+from metamusesd.engines.llamacpp.footprint import PROCESS_BYTES, need_of
 from metamusesd.errors import MetamusesdError
 from metamusesd.gguf import read_header
 
@@ -57,17 +57,10 @@ def _worker(config: Config, worker: WorkerSpec, *, on_gpu: bool) -> Part:
     spec = EngineSpec("llamacpp", worker.model, slots=worker.slots, reserve_slots=worker.reserve_slots,
                       context=model.context, kv_cells=model.kv_cells, kv_cache_type=model.kv_cache_type,
                       options=model.options)  # fmt: skip
-    context, cells, each = kv_of(spec, header)
-    why = f"{cells} KV cells x {each / 1024:.1f} KiB{kind_of(model.kv_cache_type)}"
-    why += (
-        f" ({'models.' + worker.model + '.kv_cells' if model.kv_cells else f'context {context}, {worker.slots} slots'})"
-    )
-    return Part(worker.name, cells * each + PROCESS_BYTES, f"{why} + {PROCESS_BYTES >> 20} MiB of its process", on_gpu)
-
-
-def kind_of(kv_cache_type: str) -> str:
-    """How KV is kept, for a line that names its size; nothing where it is as usual."""
-    return "" if kv_cache_type == "f16" else f" of {kv_cache_type}"
+    need = need_of(spec, header)
+    told = f"models.{worker.model}.kv_cells" if model.kv_cells and need.cell_bytes else ""
+    why = f"{need} ({told or f'context {need.context}, {worker.slots} slots'})"
+    return Part(worker.name, need.bytes_ + PROCESS_BYTES, f"{why} + {PROCESS_BYTES >> 20} MiB of its process", on_gpu)
 
 
 def total_bytes(found: Sequence[Part]) -> int:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from metamusesd import cli, hub
-from metamusesd.commands.estimate import kind_of
 from metamusesd.config import Config
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import KV_TYPES, PROCESS_BYTES, kv_of
+from metamusesd.engines.llamacpp.footprint import KV_TYPES, PROCESS_BYTES, need_of
 from metamusesd.engines.llamacpp.formats import FORMATS
 from metamusesd.errors import EmbedderFailed, InvalidRequest
 from metamusesd.formats import source_path
@@ -133,7 +132,7 @@ def add_model(args: argparse.Namespace, config: Config, directory: Path) -> int:
         shutil.copyfile(source, part)
         part.replace(target)  # whoever has the old one mapped keeps it
     remember(target, digest)
-    context, _, _ = kv_of(EngineSpec("llamacpp", ""), header)
+    context = need_of(EngineSpec("llamacpp", ""), header).context
     print(f"{_line(target)}\n\nto use it, write into the configuration, then run `metamusesd reload`:\n")
     print(f'[models.{_key(target)}]\nfile = "{target.name}"\ndigest = "{digest}"\ncontext = {context}')
     return 0
@@ -172,10 +171,10 @@ def _template_digest(header: Header) -> str:
 
 def _memory(header: Header, path: Path, slots: int, kind: str) -> str:
     """`98 MB of weights, shared by its workers + 251 MB a worker (11136 KV cells x 22.5 KiB, 8 slots)`."""
-    context, cells, each = kv_of(EngineSpec("llamacpp", "", slots=slots, kv_cache_type=kind), header)
-    kv = f"{cells} KV cells x {each / 1024:.1f} KiB{kind_of(kind)}, {slots} slots, context {context}"
+    need = need_of(EngineSpec("llamacpp", "", slots=slots, kv_cache_type=kind), header)
     weights = f"{path.stat().st_size / 1e6:.0f} MB of weights, shared by its workers"
-    return f"{weights} + {(cells * each + PROCESS_BYTES) / 1e6:.0f} MB a worker ({kv})"
+    worker = f"{(need.bytes_ + PROCESS_BYTES) / 1e6:.0f} MB a worker"
+    return f"{weights} + {worker} ({need}, {slots} slots, context {need.context})"
 
 
 def list_models(args: argparse.Namespace, config: Config, directory: Path) -> int:

@@ -14,6 +14,7 @@ import pytest
 from metamusesd.engines.base import Engine, EngineSpec, Finished, Task, Token
 from metamusesd.engines.choice import make_engine
 from metamusesd.job import InferenceRequest, Params, Priority
+from tests.contract.made_gguf import MAKERS, make
 from tests.contract.tiny_model import make_tiny_model
 
 HANDLES = itertools.count(1)
@@ -43,16 +44,19 @@ def make_mistral(path: Path, **changes: Any) -> Engine:
 
 
 def make_any(kind: str, place: Path) -> Engine:
-    """An engine of each kind: two slots, one in reserve, a context of 128 tokens; `llamacpp-q8_0` keeps such KV."""
+    """An engine of each kind: two slots, one in reserve, a context of 128 tokens. `llamacpp-q8_0` keeps such KV, and
+    `llamacpp-mamba` has a made model of that architecture, on the CPU."""
     if kind == "mistralrs":
         return make_mistral(make_tiny_model(place), context=128)
     name, _, kept = kind.partition("-")
-    path = ""
+    values: dict[str, Any] = {"slots": 2, "reserve_slots": 1, "context": 128, "gpu_layers": GPU_LAYERS}
     if name == "llamacpp":
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-        path = str(model_file())
-    values: dict[str, Any] = {"slots": 2, "reserve_slots": 1, "context": 128, "kv_cache_type": kept or "f16"}
-    return make_engine(EngineSpec(name, name, path, gpu_layers=GPU_LAYERS, **values))
+        if kept in MAKERS:
+            values |= {"model_path": str(make(kept, place / f"{kept}.gguf")), "gpu_layers": 0}
+        else:
+            values |= {"model_path": str(model_file()), "kv_cache_type": kept or "f16"}
+    return make_engine(EngineSpec(name, name, **values))
 
 
 @dataclass

@@ -12,9 +12,12 @@ from metamusesd.engines.choice import make_engine
 from metamusesd.errors import ContextOverflow, ModelLoadFailed, NoCapacity
 from metamusesd.job import InferenceRequest, Params, Priority
 from tests.contract.engine_rig import Run, answer, make_any
+from tests.contract.made_gguf import MAKERS
+
+KINDS = ["echo", "llamacpp", "llamacpp-q8_0", *(f"llamacpp-{architecture}" for architecture in MAKERS), "mistralrs"]
 
 
-@pytest.fixture(scope="module", params=["echo", "llamacpp", "llamacpp-q8_0", "mistralrs"])
+@pytest.fixture(scope="module", params=KINDS)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made = make_any(request.param, tmp_path_factory.mktemp("model"))
     yield made

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from metamusesd.engines.base import EngineSpec
-from metamusesd.engines.llamacpp.footprint import KV_TYPES, kv_of
+from metamusesd.engines.llamacpp.footprint import KV_TYPES, need_of
 from metamusesd.errors import ModelLoadFailed
 from metamusesd.gguf import read_header
 from tests.contract.crowd import Crowd, agrees, asked, keep_sequences
 from tests.contract.engine_rig import model_file
+from tests.contract.llama_log import heard
 from tests.contract.made_gguf import make
 
 llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -34,7 +35,7 @@ def test_it_says_what_the_plain_class_says_with_the_same(monkeypatch: pytest.Mon
     takes, wherever its lead is more than noise."""
     crowd = Crowd(kv_cells=CONTEXT, kv_cache_type="q8_0")
     kept = keep_sequences(crowd, monkeypatch)
-    crowd.together([asked(query, persona=PERSONA) for query in QUERIES], 0, cancels=0.0)
+    crowd.together([asked(query, persona=PERSONA) for query in QUERIES], 0, cancels=0.0, evicts=0.4)
     assert crowd.engine.statistics().prefix_hits > 0
     assert crowd.evictions > 0
     plain = llama_cpp.Llama(
@@ -62,17 +63,17 @@ def test_deterministic_is_equal_to_the_bit_with_it() -> None:
     crowd.engine.close()
 
 
-def test_memory_falls_as_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_falls_as_computed() -> None:
     """llama.cpp allocates what the header and the type say, and the process' own memory falls by that much."""
     loaded(CONTEXT).close()  # what libraries take once is there before anything is counted
     computed, allocated, own = (dict.fromkeys(KV_TYPES, 0.0) for _ in range(3))
     for kind in KV_TYPES:
-        told, before = listened(monkeypatch), own_mib()
-        engine = loaded(CELLS, kv_cache_type=kind)
+        before = own_mib()
+        with heard() as told:
+            engine = loaded(CELLS, kv_cache_type=kind)
         own[kind] = own_mib() - before
         engine.close()
-        _, cells, each = kv_of(engine._spec, read_header(model_file()))
-        computed[kind] = cells * each / 2**20
+        computed[kind] = need_of(engine._spec, read_header(model_file())).bytes_ / 2**20
         (line,) = [text for text in told if "llama_kv_cache: size =" in text]
         allocated[kind] = float(line.split("size =")[1].split()[0])
     assert allocated == pytest.approx(computed, abs=0.01)
@@ -82,18 +83,6 @@ def test_memory_falls_as_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded(context: int, **changes: Any) -> Any:
     spec = EngineSpec("llamacpp", "m", str(model_file()), slots=1, reserve_slots=0, context=context, kv_cells=context)
     return load(replace(spec, **changes))
-
-
-def listened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What llama.cpp will log from the next load on."""
-    told: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def listen(_level: int, text: bytes, _user: Any) -> None:
-        told.append(text.decode("utf-8", "replace"))
-
-    monkeypatch.setattr(native, "_listen", listen)
-    return told
 
 
 def own_mib() -> float:

@@ -7,6 +7,7 @@ llama.cpp computes them so evenly that a foreign or a stale state shows in the f
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,21 @@ import numpy as np
 import pytest
 
 from metamusesd.engines.base import EngineSpec, Finished
+from metamusesd.engines.llamacpp.footprint import need_of
 from metamusesd.errors import NoCapacity
+from metamusesd.gguf import read_header
 from metamusesd.job import InferenceRequest, Params, Priority
 from tests.contract.crowd import TOKENS, Crowd, Said, asked, compared, keep_sequences, lead_where_they_part
+from tests.contract.engine_rig import ON_CPU_ONLY
+from tests.contract.llama_log import heard
 from tests.contract.made_gguf import MAKERS, make
 
 llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 from benchmarks.correctness_lab import Lab  # noqa: E402
 from metamusesd.engines.llamacpp.native import Model  # noqa: E402
+
+pytestmark = ON_CPU_ONLY
 
 NOISE = 0.05  # logits: at most 0.02 was measured, in chunks of 32 to 1 and beside seven others
 CHUNK = 64
@@ -290,3 +297,15 @@ def test_deterministic_is_equal_to_the_bit(files: dict[str, Path], architecture:
     assert [said.logprobs for said in crowd.together(requests(), 1, evicts=0)] == alone
     account(crowd.engine)
     crowd.engine.close()
+
+
+@pytest.mark.parametrize("architecture", MAKERS)
+def test_memory_is_as_computed(files: dict[str, Path], architecture: str) -> None:
+    """llama.cpp allocates what the header says: cells where layers have them, also where they see a window only, and a
+    state for each sequence where layers keep one."""
+    with heard() as told:
+        crowd = Crowd(model_path=files[architecture], slots=100, reserve_slots=100, kv_cells=16384)
+    sizes = [float(found) for line in told for found in re.findall(r"^llama_\w+: size = *([\d.]+) MiB", line)]
+    computed = need_of(crowd.engine._spec, read_header(files[architecture])).bytes_ / 2**20
+    crowd.engine.close()
+    assert sum(sizes) == pytest.approx(computed, abs=0.01 * len(sizes))

@@ -1,21 +1,45 @@
 """Stage 8 · any process · how much memory a model will take, from its header. Pure; imports no numpy and no llama.cpp.
 
-A token of one sequence is a cell of the KV cache: K and V of every layer, in half precision or in 8 bit. Layers that
-see a window only, or keep a state instead, take less than what is said here.
+A token of one sequence is a cell of the KV cache: K and V of every layer that has them, in half precision or in 8 bit.
+Layers that keep a state (`states.py`) have one for each sequence. Those that see a window only have all cells, too.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from metamusesd.engines.base import EngineSpec
+from metamusesd.engines.llamacpp.states import kv_heads, number, state_bytes
 from metamusesd.errors import MetamusesdError
 from metamusesd.gguf import Header, read_header
 
 KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}  # ggml packs so many values into so many bytes
 GPU_PROCESS_BYTES = 400 << 20  # CUDA context and compute buffers, about; not measured
 PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small model: what a worker has beside its KV
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What the sequences of a worker take beside its weights: a cell for each token, a state for each sequence."""
+
+    context: int  # of one sequence
+    cells: int
+    cell_bytes: int  # 0: no layer has KV, or nobody knows
+    states: int
+    state_bytes: int  # 0: no layer keeps one
+    kind: str = "f16"  # of the KV cache
+
+    @property
+    def bytes_(self) -> int:
+        return self.cells * self.cell_bytes + self.states * self.state_bytes
+
+    def __str__(self) -> str:
+        """`11136 KV cells x 22.5 KiB`, `12 states x 76.0 KiB`, or both."""
+        kept = "" if self.kind == "f16" else f" of {self.kind}"
+        cells = f"{self.cells} KV cells x {self.cell_bytes / 1024:.1f} KiB{kept}"
+        states = f"{self.states} states x {self.state_bytes / 1024:.1f} KiB"
+        return " + ".join([cells] * bool(self.cell_bytes or not self.state_bytes) + [states] * bool(self.state_bytes))
 
 
 def cell_count(spec: EngineSpec, context: int, limited: bool = True) -> int:
@@ -31,10 +55,12 @@ def cell_count(spec: EngineSpec, context: int, limited: bool = True) -> int:
     return rounded(max(wanted, context))
 
 
-def kv_of(spec: EngineSpec, header: Header) -> tuple[int, int, int]:
-    """(the context of a sequence, cells, bytes of a cell) of a worker with this model."""
+def need_of(spec: EngineSpec, header: Header) -> Need:
+    """What a worker with this model will take."""
     context = min(spec.context, header.trained_context) if header.trained_context else spec.context
-    return context, cell_count(spec, context), cell_bytes(header, spec.kv_cache_type)
+    each, state = cell_bytes(header, spec.kv_cache_type), state_bytes(header)
+    cells = cell_count(spec, context, limited=each > 0 or not state)
+    return Need(context, cells, each, spec.slots + spec.reserve_slots, state, spec.kv_cache_type)
 
 
 def rounded(cells: int) -> int:
@@ -48,36 +74,24 @@ def wants_exact(spec: EngineSpec) -> bool:
 
 
 def cell_bytes(header: Header, kind: str = "f16") -> int:
-    """Of one token, over all layers; 0 when the header does not say."""
-    layers, width, heads = (
-        _number(header.of_architecture(key)) for key in ("block_count", "embedding_length", "attention.head_count")
-    )
-    kv_heads = header.of_architecture("attention.head_count_kv") or heads
-    if not (layers and width and heads):
+    """Of one token, over all layers that have KV; 0 when the header does not say."""
+    width, heads = (number(header.of_architecture(key)) for key in ("embedding_length", "attention.head_count"))
+    if not (width and heads):
         return 0
-    per_layer = [_number(each) for each in kv_heads] if isinstance(kv_heads, list) else [_number(kv_heads)] * layers
     usual = width // heads
-    lengths = sum(_number(header.of_architecture(f"attention.{part}_length")) or usual for part in ("key", "value"))
+    lengths = sum(number(header.of_architecture(f"attention.{part}_length")) or usual for part in ("key", "value"))
     values, size = KV_TYPES[kind]
-    return sum(per_layer) * lengths * size // values
+    return kv_heads(header) * lengths * size // values
 
 
 def gpu_bytes(spec: EngineSpec) -> int:
-    """What a GPU must have free before the load: the weights of its layers, their KV cache, and the libraries' own. 0:
+    """What a GPU must have free before the load: the weights of its layers, their KV and states, the libraries' own. 0:
     nobody knows, because the file is no GGUF."""
     path = Path(spec.model_path)
     try:
         header = read_header(path)
     except MetamusesdError:
         return 0
-    layers = _number(header.of_architecture("block_count")) or 1
+    layers = number(header.of_architecture("block_count")) or 1
     share = min(1.0, spec.gpu_layers / layers)
-    _, cells, each = kv_of(spec, header)
-    return int(share * (path.stat().st_size + cells * each)) + GPU_PROCESS_BYTES
-
-
-def _number(value: Any) -> int:
-    """A list has one for each layer: its largest."""
-    if isinstance(value, list):
-        return max((each for each in value if isinstance(each, int)), default=0)
-    return value if isinstance(value, int) else 0
+    return int(share * (path.stat().st_size + need_of(spec, header).bytes_)) + GPU_PROCESS_BYTES
