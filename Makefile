@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export MODELS_DIR ?= $(CURDIR)/models
 FAULTS ?= --minutes 5
 
-.PHONY: help setup models demo run test test-faults check format lint types contracts bench man faults lock clean
+.PHONY: help setup models demo run test test-faults test-gpu check format lint types contracts bench man faults lock clean
 .PHONY: install uninstall systemd-test
 
 help:  ## what there is
@@ -36,6 +36,10 @@ test-faults: models  ## the slow fault tests, two real models among them (fetche
 	$(BIN)/metamusesd models fetch gemma3-270m
 	$(BIN)/python -m pip install --quiet 'mistralrs>=0.9.5' # an extra, not in the lock
 	$(BIN)/python -m pytest -m slow_fault
+
+test-gpu: models  ## on a host with an NVIDIA GPU and an engine built with CUDA: the daemon, and the engine's contract
+	GPU_LAYERS=999 $(BIN)/python -m pytest tests/gpu tests/contract/test_engine_contract.py \
+	  tests/contract/test_engine_llamacpp.py tests/contract/test_engine_reference.py
 
 faults: setup  ## the proof: five minutes of random faults, then the oracle; FAULTS="--minutes 1 --seed 3", for instance
 	$(BIN)/python -m benchmarks faults $(FAULTS)

@@ -99,7 +99,10 @@ def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None)
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], int | None] | None:
     """One message and its descriptor (the caller closes it), or None at EOF. Raises BlockingIOError when idle."""
-    data, ancillary, _, _ = channel.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, _, _ = channel.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None  # it has gone, and left something unread
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

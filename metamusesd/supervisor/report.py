@@ -279,6 +279,7 @@ def _load(fields: dict[str, int]) -> dict[str, Any]:
         "rss_bytes": known.get("rss_bytes", 0),
         "vram_total_bytes": known.get("vram_total_bytes", 0),
         "vram_used_bytes": known.get("vram_used_bytes", 0),
+        "vram_wanted_bytes": known.get("vram_wanted_bytes", 0),
     }
 
 

@@ -69,7 +69,7 @@ class Room:
         return None
 
     def remember(self, slot: Slot) -> None:
-        """What it took of its GPUs: its row will not be there when it sleeps."""
+        """What it takes of its GPUs; call it now and then: its row will not be there when it sleeps."""
         fields = self._board.workers[slot.spec.row].read()
         if fields and fields["vram_wanted_bytes"]:
             slot.vram_bytes, self._total[_gpus(slot)] = fields["vram_wanted_bytes"], fields["vram_total_bytes"]

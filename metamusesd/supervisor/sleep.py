@@ -69,6 +69,8 @@ class Sleeping:
         self._tell()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
+            for slot in self._workers:
+                self._room.remember(slot)
             self._wake_the_rest()
             for tier, limit_s in self._limits().items():
                 idle_s = self._idle_s(tier, now_s)
@@ -113,7 +115,6 @@ class Sleeping:
         if self._dispatcher.control is None:
             return
         for slot in slots:
-            self._room.remember(slot)
             slot.recycling = slot.sleeping = True
         self._tell()  # before its workers are retired: the dispatcher keeps in mind which models they have
         for slot in slots:

@@ -34,6 +34,7 @@ MOVES = {
         "died": SlotStatus.BACKOFF,
         "given up": SlotStatus.FAILED,
         "stop": SlotStatus.STOPPING,
+        "slept": SlotStatus.ASLEEP,
     },
     SlotStatus.READY: {
         "died": SlotStatus.BACKOFF,

@@ -41,8 +41,7 @@ def main(birth: Birth) -> int:
         spec = engine_spec(birth)
         log.info("loading", model=spec.model_name, engine=spec.engine, reason=spec.chosen)
         with _beating(row) as progress:
-            _settle_on_gpus(gpus, spec, row, birth, log)
-            engine = make_engine(spec, progress)
+            engine = _load(gpus, spec, row, birth, log, progress)
             _try_out(engine, birth, log)
     except MetamusesdError as error:
         permanent = isinstance(error, EngineError) and not error.retryable
@@ -65,17 +64,20 @@ def main(birth: Birth) -> int:
     return 0
 
 
-def _settle_on_gpus(gpus: Gpus, spec: EngineSpec, row: Row, birth: Birth, log: Logger) -> None:
-    """Before the engine is imported: it is to see the same GPUs whatever their order is, and to have room on them.
-    Raises GpuFull."""
+def _load(gpus: Gpus, spec: EngineSpec, row: Row, birth: Birth, log: Logger, progress: Progress) -> Engine:
+    """The engine, where it is to compute. Before it is imported, it is settled which GPUs it sees, whatever their order
+    is, and that they have room."""
     if not gpus:
-        return
+        return make_engine(spec, progress)
     if uuids := gpus.uuids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-    if spec.gpu_layers:
-        wanted = gpu_bytes(spec)
-        row.wants(wanted)
-        gpus.wait_for_room(wanted, birth.config.daemon.boot_s / 2, log)
+        log.info("on its GPUs", uuids=" ".join(uuids))
+    with gpus.turn(birth.config.runtime_dir):
+        if spec.gpu_layers:
+            wanted = gpu_bytes(spec)
+            row.wants(wanted)
+            gpus.wait_for_room(wanted, birth.config.daemon.boot_s / 2, log)
+        return make_engine(spec, progress)
 
 
 def engine_spec(birth: Birth) -> EngineSpec:

@@ -7,12 +7,15 @@ nothing is known and nothing is asked: the load itself then finds out.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from metamusesd.errors import GpuFull
+from metamusesd.errors import GpuFull, ModelLoadFailed
 from metamusesd.log import Logger
 
 MIB = 1 << 20
@@ -59,12 +62,22 @@ class Gpus:
             return []
         return [each.decode() if isinstance(each, bytes) else str(each) for each in found]
 
+    @contextlib.contextmanager
+    def turn(self, directory: Path) -> Iterator[None]:
+        """One load at a time on each of them, on this host: two would count the same bytes as free. The kernel lets go
+        for who dies."""
+        with contextlib.ExitStack() as locks:
+            for name in sorted(self.uuids()):
+                file = locks.enter_context((directory / f"{name}.lock").open("wb"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def wait_for_room(
         self, needed: int, patience_s: float, log: Logger,
         now_s: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        """Return when so many bytes are free. Raises GpuFull when nobody frees them: at once if the GPUs are too small,
-        else when nothing has changed for STEADY_S, or `patience_s` is over."""
+        """Return when so many bytes are free. Raises ModelLoadFailed if the GPUs are too small, and GpuFull when nobody
+        frees them: when nothing has changed for STEADY_S, or `patience_s` is over."""
         where, best = f"GPU {' '.join(self.names)}", -1
         began_s = changed_s = now_s()
         while self:
@@ -72,7 +85,7 @@ class Gpus:
             if not memory.total or memory.free >= needed:
                 return
             if needed > memory.total:
-                raise GpuFull(f"{where}: {_mib(needed)} are needed, and it has {_mib(memory.total)} in all")
+                raise ModelLoadFailed(f"{where}: {_mib(needed)} are needed, and it has {_mib(memory.total)} in all")
             if best < 0:
                 log.info("waiting for the GPU's memory", gpus=where, needed=_mib(needed), free=_mib(memory.free))
             if memory.free > best:

@@ -18,7 +18,7 @@ import pytest
 from metamusesd.engines.base import EngineSpec, Task, Token
 from metamusesd.errors import NoCapacity
 from metamusesd.job import InferenceRequest, Params, Priority
-from tests.contract.engine_rig import HANDLES, model_file
+from tests.contract.engine_rig import GPU_LAYERS, HANDLES, model_file
 
 llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -41,7 +41,12 @@ class Crowd:
     """Admits and steps one engine, and keeps what each handle said."""
 
     def __init__(self, **changes: Any) -> None:
-        values: dict[str, Any] = {"slots": 3, "reserve_slots": 2, "context": CONTEXT} | changes
+        values: dict[str, Any] = {
+            "slots": 3,
+            "reserve_slots": 2,
+            "context": CONTEXT,
+            "gpu_layers": GPU_LAYERS,
+        } | changes
         path = values.pop("model_path", None) or model_file()
         self.engine: Any = load(EngineSpec("llamacpp", "crowd", str(path), **values))
         self.said: dict[int, Said] = {}
@@ -126,7 +131,9 @@ def keep_sequences(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def compared(path: Path, sequences: Sequence[Any], noise: float) -> int:
     """Assert that `Llama` agrees with all of them; how many of their tokens were clear comes back."""
-    plain = llama_cpp.Llama(str(path), n_ctx=768, n_threads=1, n_threads_batch=1, verbose=False)
+    plain = llama_cpp.Llama(
+        str(path), n_ctx=768, n_threads=1, n_threads_batch=1, n_gpu_layers=GPU_LAYERS, verbose=False
+    )
     clear = 0
     for sequence in sequences:
         tokens = sequence.hold.tokens[: sequence.prepared.prompt_tokens + sequence.generated]

@@ -23,7 +23,7 @@ from metamusesd.errors import (
     NoCapacity,
 )
 from metamusesd.job import InferenceRequest, Message, Params, Priority
-from tests.contract.engine_rig import HANDLES, model_file
+from tests.contract.engine_rig import GPU_LAYERS, HANDLES, ON_CPU_ONLY, model_file
 
 
 def loaded(**changes: Any) -> Any:
@@ -36,6 +36,7 @@ def loaded(**changes: Any) -> Any:
         "model_path": str(model_file()),
         "slots": 4,
         "context": 1024,
+        "gpu_layers": GPU_LAYERS,
     }
     return load(EngineSpec(**(values | changes)))
 
@@ -165,6 +166,7 @@ def curious(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metamusesd.engines.llamacpp.native.LOOK_NS", 0)
 
 
+@ON_CPU_ONLY
 @pytest.mark.usefixtures("curious")
 def test_a_prompt_is_interrupted_in_its_chunk(engine: Any) -> None:
     """A step that computes a prompt ends soon after a yes, without it: what that sequence had before is there, and
@@ -192,6 +194,7 @@ def test_a_prompt_is_interrupted_in_its_chunk(engine: Any) -> None:
     assert answer(engine, query, params=params) == alone
 
 
+@ON_CPU_ONLY
 @pytest.mark.usefixtures("curious")
 def test_an_interrupted_prompt_that_lives_on_is_computed_again(engine: Any) -> None:
     """A step that was interrupted has cost time and nothing else."""
@@ -496,6 +499,19 @@ def test_without_cells_others_give_way() -> None:
     assert all(end.error is None for end in run.ends.values())
     engine.close()
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("layers", "said", "retryable"),
+    [(99, "cudaMalloc failed: out of memory", True), (0, "out of memory", False), (99, "unknown architecture", False)],
+)
+def test_a_full_gpu_is_no_broken_model(layers: int, said: str, retryable: bool) -> None:
+    """Only what a GPU had no room for is tried again."""
+    from metamusesd.engines.llamacpp.native import refusal
+
+    spec = EngineSpec("llamacpp", "m", gpu_layers=layers)
+    error = refusal(spec, said)
+    assert (error.retryable, error.message) == (retryable, said)
 
 
 def test_missing_and_broken_files_are_typed(tmp_path: Path) -> None:

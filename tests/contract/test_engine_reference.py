@@ -16,7 +16,7 @@ from metamusesd.engines.llamacpp.memory import Memory
 from metamusesd.errors import ModelLoadFailed
 from metamusesd.job import InferenceRequest
 from tests.contract.crowd import CONTEXT, Crowd, Said, asked, compared, keep_sequences, lead_where_they_part
-from tests.contract.engine_rig import model_file
+from tests.contract.engine_rig import ON_CPU_ONLY, model_file
 
 pytestmark = pytest.mark.timeout(180)  # four engines are loaded; on a busy machine that takes its time
 
@@ -81,6 +81,7 @@ def test_a_leak_would_be_seen(crowd: Crowd, alone: list[Said], monkeypatch: pyte
 
 
 @pytest.mark.slow_fault
+@ON_CPU_ONLY
 def test_deterministic_is_equal_to_the_bit() -> None:
     """With the option, each token and each log-probability is the same alone and amid others that come, push in and are
     cancelled."""

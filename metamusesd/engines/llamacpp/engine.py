@@ -35,7 +35,7 @@ from metamusesd.engines.base import (
 )  # fmt: skip
 from metamusesd.engines.llamacpp import batch, pages
 from metamusesd.engines.llamacpp.calibrate import calibrate
-from metamusesd.engines.llamacpp.footprint import cell_count, wants_exact
+from metamusesd.engines.llamacpp.footprint import BATCH_TOKENS, cell_count, wants_exact
 from metamusesd.engines.llamacpp.memory import Memory
 from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
 from metamusesd.engines.llamacpp.prefixes import Prefixes
@@ -46,7 +46,6 @@ from metamusesd.engines.llamacpp.sequence import Entry, Sequence, in_order, new_
 from metamusesd.errors import EngineFailed, ModelLoadFailed, NoCapacity
 from metamusesd.job import Priority
 
-BATCH_TOKENS = 512
 EXACT_CHUNK = 32  # prompt tokens of every step in the mode `deterministic`
 CACHED_SEQUENCES = 16
 IDLE_CELLS = 1280  # cached and unused: 1 024 of them made a decode step 4 % dearer, 2 048 9 %

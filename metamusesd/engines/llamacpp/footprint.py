@@ -15,7 +15,8 @@ from metamusesd.errors import MetamusesdError
 from metamusesd.gguf import Header, read_header
 
 KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}  # ggml packs so many values into so many bytes
-GPU_PROCESS_BYTES = 400 << 20  # CUDA context and compute buffers, about; not measured
+GPU_PROCESS_BYTES = 680 << 20  # CUDA context and libraries: 620 to 650 MiB on an H200 with CUDA 13.0
+BATCH_TOKENS = 512  # in one batch at most
 PROCESS_BYTES = 60 << 20  # interpreter, libraries, compute buffers of a small model: what a worker has beside its KV
 
 
@@ -85,8 +86,8 @@ def cell_bytes(header: Header, kind: str = "f16") -> int:
 
 
 def gpu_bytes(spec: EngineSpec) -> int:
-    """What a GPU must have free before the load: the weights of its layers, their KV and states, the libraries' own. 0:
-    nobody knows, because the file is no GGUF."""
+    """What a GPU must have free before the load: the weights of its layers, their KV and states, what a batch computes
+    with, the libraries' own. 0: nobody knows, because the file is no GGUF."""
     path = Path(spec.model_path)
     try:
         header = read_header(path)
@@ -94,4 +95,10 @@ def gpu_bytes(spec: EngineSpec) -> int:
         return 0
     layers = number(header.of_architecture("block_count")) or 1
     share = min(1.0, spec.gpu_layers / layers)
-    return int(share * (path.stat().st_size + need_of(spec, header).bytes_)) + GPU_PROCESS_BYTES
+    return int(share * (path.stat().st_size + need_of(spec, header).bytes_)) + compute_bytes(header) + GPU_PROCESS_BYTES
+
+
+def compute_bytes(header: Header) -> int:
+    """Of one batch, about: some vectors of each of its tokens are there at a time, in full precision."""
+    width, inner = (number(header.of_architecture(key)) for key in ("embedding_length", "feed_forward_length"))
+    return 4 * BATCH_TOKENS * (8 * width + 3 * inner)

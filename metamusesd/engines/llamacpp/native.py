@@ -23,7 +23,7 @@ import numpy.typing as npt
 from metamusesd.engines.base import EngineSpec, Progress
 from metamusesd.engines.llamacpp import pages
 from metamusesd.engines.llamacpp.footprint import wants_exact
-from metamusesd.errors import ModelLoadFailed, ModelNotFound
+from metamusesd.errors import EngineError, GpuFull, ModelLoadFailed, ModelNotFound
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # its handler starts a debugger under the crashing process
 
@@ -46,6 +46,13 @@ def _listen(level: int, text: bytes, _user: Any) -> None:
     if level in (3, 4):  # warning, error
         _complaints.append(text.decode("utf-8", "replace").strip())
         del _complaints[:-5]
+
+
+def refusal(spec: EngineSpec, said: str) -> EngineError:
+    """A load failed. For want of a GPU's memory it may do better later: others use it, too."""
+    if spec.gpu_layers and any(sign in said for sign in ("out of memory", "failed to allocate", "unable to allocate")):
+        return GpuFull(said)
+    return ModelLoadFailed(said)
 
 
 class Model:
@@ -86,7 +93,7 @@ class Model:
         _complaints.clear()
         self.pointer = _C.llama_model_load_from_file(os.fsencode(spec.model_path), params)
         if not self.pointer:
-            raise ModelLoadFailed(f"{spec.model_path}: {'; '.join(_complaints) or 'llama.cpp cannot load it'}")
+            raise refusal(spec, f"{spec.model_path}: {'; '.join(_complaints) or 'llama.cpp cannot load it'}")
         if spec.mlock and not spec.gpu_layers:
             pages.check_locked(spec.model_path, "; ".join(_complaints))
 
@@ -208,7 +215,7 @@ class Context:
         _complaints.clear()
         self.pointer = _C.llama_init_from_model(model.pointer, self._params(spec, cells, sequences, batch))
         if not self.pointer:
-            raise ModelLoadFailed(f"no context of {cells} tokens: {'; '.join(_complaints) or 'not enough memory?'}")
+            raise refusal(spec, f"no context of {cells} tokens: {'; '.join(_complaints) or 'not enough memory?'}")
         self.cells = int(_C.llama_n_ctx(self.pointer))
         self._memory = _C.llama_get_memory(self.pointer)
         self._shape = (sequences, model.vocabulary)

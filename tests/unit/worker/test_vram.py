@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from metamusesd.board import Board
 from metamusesd.engines.base import EngineSpec
 from metamusesd.engines.llamacpp.footprint import GPU_PROCESS_BYTES, gpu_bytes
-from metamusesd.errors import GpuFull
+from metamusesd.errors import GpuFull, ModelLoadFailed
 from metamusesd.log import get_logger
 from metamusesd.worker.row import Row
 from metamusesd.worker.vram import STEADY_S, Gpus
@@ -89,7 +90,7 @@ def test_memory_that_nobody_frees_is_named(driver: Driver) -> None:
     with pytest.raises(GpuFull, match="GPU 0: 20480 MiB are needed, 10240 MiB are free"):
         wait(Gpus(["0"], LOG), 20 * GIB, clock)
     assert STEADY_S < clock.s < STEADY_S + 1
-    with pytest.raises(GpuFull, match="it has 81920 MiB in all"):
+    with pytest.raises(ModelLoadFailed, match="it has 81920 MiB in all"):
         wait(Gpus(["0"], LOG), 100 * GIB, Clock())
 
 
@@ -105,6 +106,16 @@ def test_a_worker_names_its_gpus_by_uuid(driver: Driver) -> None:
     """However they were named: another order of the devices is nothing to it."""
     assert Gpus(["1", "0"], LOG).uuids() == ["GPU-bb", "GPU-aa"]
     assert Gpus([], LOG).uuids() == []
+
+
+def test_loads_take_turns_on_a_gpu(driver: Driver, tmp_path: Path) -> None:
+    """A second worker waits until the first has loaded; one on another GPU does not."""
+    with Gpus(["0"], LOG).turn(tmp_path), Gpus(["1"], LOG).turn(tmp_path):
+        (held,) = tmp_path.glob("GPU-aa.lock")
+        with held.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_without_a_driver_nothing_is_asked(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +143,8 @@ def test_what_a_model_needs() -> None:
     spec = EngineSpec("llamacpp", "m", str(path), gpu_layers=9999, context=2048, kv_cells=2048)
     whole, half = gpu_bytes(spec), gpu_bytes(EngineSpec("llamacpp", "m", str(path), gpu_layers=15, kv_cells=2048))
     cells = 2048 * 30 * 3 * 64 * 2 * 2  # layers, KV heads, head width, K and V, bytes
-    assert whole == path.stat().st_size + cells + GPU_PROCESS_BYTES
+    batch = 512 * 4 * (8 * 576 + 3 * 1536)  # tokens, bytes, widths of the model and inside its layers
+    assert whole == path.stat().st_size + cells + batch + GPU_PROCESS_BYTES
     assert half < whole
     assert gpu_bytes(replace(spec, kv_cache_type="q8_0")) == whole - cells + cells // 2 // 32 * 34
     assert gpu_bytes(EngineSpec("llamacpp", "m", "/nowhere", gpu_layers=1)) == 0
