@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from benchmarks import llama_server, machine
 from benchmarks.load import Prompts, Server, closed_loop
 from benchmarks.ours import Layout, OurServer, run_ours
 from benchmarks.report import Report
-from benchmarks.yardstick import run_llama_server
+from benchmarks.yardstick import LlamaServer, run_llama_server
 
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = 20_250
@@ -47,14 +47,15 @@ class Bench:
 
     @asynccontextmanager
     async def ours(
-        self, layout: Layout, model: Path | None = None, cores: list[int] | None = None
+        self, layout: Layout, model: Path | None = None, cores: list[int] | None = None, *, warm: bool = True
     ) -> AsyncIterator[OurServer | None]:
         """Our daemon, warmed up, on all cores of the run or on some; None when only the other side is asked for."""
         if self.only == "yardstick":
             yield None
             return
         async with run_ours(model or self.model, cores or self.cores, layout, self.gpus) as server:
-            await self._warm_up(server, layout.workers * layout.slots)
+            if warm:
+                await self._warm_up(server, layout.workers * layout.slots)
             yield server
 
     @asynccontextmanager
@@ -66,7 +67,8 @@ class Bench:
         threads: int | None = None,
         environment: dict[str, str] | None = None,
         label: str = "",
-    ) -> AsyncIterator[Server | None]:
+        warm: bool = True,
+    ) -> AsyncIterator[LlamaServer | None]:
         """llama-server, warmed up; `threads` 0 leaves it at its own default, None gives it as many as cores."""
         if self.only == "ours" or self.build is None:
             yield None
@@ -83,7 +85,8 @@ class Bench:
             label=label,
             gpus=self.gpus,
         ) as server:
-            await self._warm_up(server, slots)
+            if warm:
+                await self._warm_up(server, slots)
             yield server
 
     async def alternate(
@@ -109,6 +112,16 @@ class Bench:
 def side(rounds: list[list[Figure | None]], place: int) -> list[Figure]:
     """The figures of one side, without the rounds in which it did not run."""
     return [figure for turn in rounds if (figure := turn[place]) is not None]
+
+
+def pair(
+    turn: Sequence[Figure | None],
+    ours: Callable[[Figure], float | None],
+    theirs: Callable[[Figure], float | None] | None = None,
+) -> tuple[float | None, float | None]:
+    """One figure of (ours, yardstick); `theirs` says where it is another one on the other side."""
+    mine, other = turn
+    return None if mine is None else ours(mine), None if other is None else (theirs or ours)(other)
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -10,7 +10,16 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from benchmarks import engine_features, engine_latency, engine_model
+from benchmarks import (
+    engine_engines,
+    engine_features,
+    engine_latency,
+    engine_load,
+    engine_long,
+    engine_model,
+    engine_schema,
+    engine_slots,
+)
 from benchmarks.engine import Bench
 from benchmarks.engine_loops import CONTEXT_TOKENS, all_cores, load_rows, loads, one_core
 from benchmarks.load import Server
@@ -87,11 +96,16 @@ class _spinner:
 CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "throughput": throughput,
     "busy": busy_neighbour,
+    "engines": engine_engines.engines,
     "features": engine_features.features,
+    "schema": engine_schema.schema,
     "persona": engine_latency.persona,
     "long-prompt": engine_latency.long_prompt,
     "critical": engine_latency.critical,
+    "long": engine_long.long,
+    "load": engine_load.load,
     "memory": engine_model.second_worker,
+    "slots": engine_slots.slots,
     "derived": engine_model.derived,
     "gpu": on_gpu,
 }

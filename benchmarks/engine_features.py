@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.engine import Bench
-from benchmarks.engine_loops import CONTEXT_TOKENS, one_core, output_tokens, pair, shares
+from benchmarks.engine import Bench, pair
+from benchmarks.engine_loops import CONTEXT_TOKENS, one_core, output_tokens, shares
 from benchmarks.load import Load, Server, closed_loop
 from benchmarks.report import compare
 from benchmarks.styles import STYLES

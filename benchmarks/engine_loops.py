@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.engine import Bench
+from benchmarks.engine import Bench, pair
 from benchmarks.load import Load, Server, closed_loop
 from benchmarks.ours import Layout
 from benchmarks.report import compare
@@ -53,12 +53,6 @@ def load_rows(bench: Bench, case: str, found: list[list[Load | None]], bars: Bar
         pairs = [pair(turn, figure) for turn in found]
         row = compare(metric, case, unit, pairs, against=against or bench.yardstick_name, bar=bar)
         bench.report.rows.append(row)
-
-
-def pair(turn: list[Load | None], figure: Callable[[Load], float]) -> tuple[float | None, float | None]:
-    """One figure of both sides."""
-    ours, theirs = (None if load is None else figure(load) for load in turn)
-    return ours, theirs
 
 
 def shares(turn: list[Load | None], plain: list[Load | None]) -> tuple[float | None, float | None]:

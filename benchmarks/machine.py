@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -36,8 +38,25 @@ def describe() -> Machine:
 
 def pss_bytes(pid: int) -> int:
     """The proportional share of memory of a process: private pages plus its part of the shared ones."""
-    text = _line(f"/proc/{pid}/smaps_rollup", "Pss")
-    return int(text.split()[0]) * 1024
+    return _rollup_bytes(pid, "Pss")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of some processes."""
+
+    own: int  # memory that is no file's: KV cache, buffers, heap; what is shared after a fork counts in part
+    mapped: int  # pages of files (weights, libraries) that are in memory, which it holds once for everybody
+
+
+def memory(*pids: int) -> Memory:
+    """What these processes hold together."""
+    own = sum(_rollup_bytes(pid, "Pss_Anon") for pid in pids)
+    return Memory(own, sum(_rollup_bytes(pid, "Rss") - _rollup_bytes(pid, "Anonymous") for pid in pids))
+
+
+def _rollup_bytes(pid: int, key: str) -> int:
+    return int(_line(f"/proc/{pid}/smaps_rollup", key).split()[0]) * 1024
 
 
 def pinned(cores: list[int], command: list[str]) -> list[str]:
@@ -52,10 +71,19 @@ def descendants(pid: int) -> list[int]:
     while waiting:
         parent = waiting.pop()
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            children = [int(word) for word in task.read_text().split()]
-            found += children
-            waiting += children
+            with suppress(OSError):  # it has ended meanwhile
+                children = [int(word) for word in task.read_text().split()]
+                found += children
+                waiting += children
     return found
+
+
+def maps(pid: int, name: str) -> bool:
+    """Whether the process has a file of this name mapped. A process that is gone has none."""
+    try:
+        return name in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
 
 
 def gpus(names: Sequence[str]) -> str:

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.load import Ask, Sample
-from benchmarks.machine import descendants, pinned
+from benchmarks.machine import descendants, maps, pinned
 from metamusesd import config
 from metamusesd.job import TERMINAL, CachePolicy, InferenceRequest, Message, Params, Result, decode_result
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from metamusesd.client import Client
 
 START_TIMEOUT_S = 120.0
+LOOK_S = 0.01  # how often it is asked whether it is ready
 STOP_TIMEOUT_S = 20.0
 NO_CACHE = CachePolicy(read=False, write=False)
 CONFIG = """
@@ -42,6 +44,7 @@ enabled = false
 
 [models.bench]
 file = "{file}"
+engine = "{engine}"
 context = {context}
 kv_cells = {cells}
 
@@ -62,6 +65,7 @@ class Layout:
     slots: int  # a worker
     context_tokens: int
     cells: int = 0
+    engine: str = "llamacpp"
 
     def name(self, cores: int) -> str:
         """How reports call it."""
@@ -72,11 +76,11 @@ class Layout:
 class OurServer:
     """A running daemon and a client that is connected to its Redis; see `run_ours`."""
 
-    name = "metamusesd"
-
-    def __init__(self, client: Client, pid: int) -> None:
+    def __init__(self, client: Client, pid: int, layout: Layout, until_ready: Callable[[], Awaitable[None]]) -> None:
+        self.name = f"metamusesd, {layout.engine}"
         self._client = client
         self.pid = pid
+        self.until_ready = until_ready
 
     async def ask(self, ask: Ask, sample: Sample) -> None:
         """Submit, then follow the stream until the job has settled; or wait for the result where none is wanted."""
@@ -98,7 +102,7 @@ class OurServer:
 
     def worker_pids(self) -> list[int]:
         """The processes that hold the engine: those below the daemon that have libllama mapped."""
-        return [pid for pid in descendants(self.pid) if "libllama" in Path(f"/proc/{pid}/maps").read_text()]
+        return [pid for pid in descendants(self.pid) if maps(pid, "libllama")]
 
 
 @asynccontextmanager
@@ -115,10 +119,11 @@ async def run_ours(
         log = Path(state) / "log"
         with log.open("wb") as output:
             child = subprocess.Popen(command, stdout=output, stderr=output)
+        until_ready = partial(_until_ready, child, config.load(path, environ={}).health_socket, log)
         try:
-            await _until_ready(child, config.load(path, environ={}).health_socket, log)
+            await until_ready()
             async with Client.from_env(path, environ={}) as client:
-                yield OurServer(client, child.pid)
+                yield OurServer(client, child.pid, layout, until_ready)
         finally:
             _stop(child)
 
@@ -128,6 +133,7 @@ def _config(model: Path, cores: list[int], layout: Layout, state: str, gpus: tup
         state=state,
         models=model.parent,
         file=model.name,
+        engine=layout.engine,
         context=layout.context_tokens,
         cells=layout.cells,
         workers=layout.workers,
@@ -166,7 +172,7 @@ async def _until_ready(child: subprocess.Popen[bytes], health: Path, log: Path) 
             writer.close()
             if b" 200 " in status:
                 return
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_S)
     raise RuntimeError(f"the daemon did not become ready: ...{log.read_text(errors='replace')[-3000:]}")
 
 

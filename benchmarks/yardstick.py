@@ -26,6 +26,7 @@ from benchmarks.load import Ask, Sample
 from benchmarks.machine import pinned
 
 START_TIMEOUT_S = 60.0
+LOOK_S = 0.01  # how often it is asked whether it is healthy
 STAND_IN = """
 import signal, sys, xllamacpp
 model, port, slots, context, threads = sys.argv[1], *map(int, sys.argv[2:])
@@ -42,8 +43,9 @@ signal.pause()
 class LlamaServer:
     """A running llama-server; see `run_llama_server`."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, pid: int) -> None:
         self.name = name
+        self.pid = pid
         self._port = port
 
     async def ask(self, ask: Ask, sample: Sample) -> None:
@@ -86,7 +88,7 @@ async def run_llama_server(
         child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **seen, **(environment or {})})
         try:
             await _until_healthy(child, port, log)
-            yield LlamaServer(f"{build.name}{label}", port)
+            yield LlamaServer(f"{build.name}{label}", port, child.pid)
         finally:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -158,7 +160,7 @@ async def _until_healthy(child: subprocess.Popen[bytes], port: int, log: IO[byte
             writer.close()
             if b" 200 " in status:
                 return
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_S)
     log.seek(0)
     raise RuntimeError(f"llama-server did not start: ...{log.read()[-2000:].decode(errors='replace')}")
 

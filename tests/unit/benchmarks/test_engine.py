@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+from pathlib import Path
+
 import pytest
 
-from benchmarks.engine_loops import pair, shares
+from benchmarks import machine, page_cache
+from benchmarks.engine import pair
+from benchmarks.engine_long import Rates, rates
+from benchmarks.engine_loops import shares
+from benchmarks.engine_schema import made_schema
+from benchmarks.engine_slots import slope
 from benchmarks.load import Ask, Load, Prompts, Sample
 from benchmarks.ours import request_of
 from benchmarks.styles import STYLES
@@ -54,3 +63,61 @@ def test_prompts_of_one_seed_are_the_same_and_begin_differently() -> None:
     first, again = Prompts(3).asks(50, 8), Prompts(3).asks(50, 8)
     assert first == again
     assert len({ask.text.split()[0] for ask in first}) == 50
+
+
+def test_a_file_leaves_the_page_cache_and_comes_back(tmp_path: Path) -> None:
+    """What mincore says after it was read, and after the kernel was asked to forget it."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(8 << 20))
+    page_cache.bring(path)
+    assert page_cache.resident(path) == 1.0
+    stayed = page_cache.drop(path)
+    assert stayed == page_cache.resident(path) < 1.0 or in_memory(tmp_path)
+    page_cache.bring(path)
+    assert page_cache.resident(path) == 1.0
+
+
+def test_a_mapped_file_stays_in_the_page_cache(tmp_path: Path) -> None:
+    """A cold start cannot be had while somebody else has the model mapped, and `drop` says so."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0  # touches each page
+        assert page_cache.drop(path) == 1.0
+
+
+def in_memory(path: Path) -> bool:
+    """Whether the directory is a tmpfs, whose files are nowhere but in the page cache."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    places = {place: kind for _, place, kind, *_ in mounts if path.is_relative_to(place)}
+    return places[max(places, key=len)] == "tmpfs"
+
+
+def test_every_schema_of_the_benchmark_is_new() -> None:
+    """Another name, another grammar; the same name, the same one. All of them can be compiled."""
+    first, other = (schema_to_gbnf(check_schema(made_schema(name))) for name in ("a", "b"))
+    assert first != other
+    assert first == schema_to_gbnf(check_schema(made_schema("a")))
+    check_bounds(first)
+
+
+def test_rates_of_a_long_prompt() -> None:
+    """What was cached was not computed; the first token is the prompt's."""
+    sample = Sample(sent_s=10.0, arrivals_s=[12.0, 12.5, 13.0], tokens=3, prompt_tokens=400, cached_tokens=100)
+    assert rates(sample) == Rates(prompt=150.0, output=2.0)
+
+
+def test_growth_a_slot() -> None:
+    """The difference over the slots that came in between; none for a side that did not run."""
+    assert slope((100.0, None), (250.0, None), 15) == (10.0, None)
+
+
+def test_memory_of_this_process() -> None:
+    """A block that is touched is its own; the interpreter is a file's."""
+    before = machine.memory(os.getpid())
+    block = bytearray(b"x" * (32 << 20))
+    after = machine.memory(os.getpid())
+    assert after.own - before.own >= 30 << 20 < len(block)
+    assert 1 << 20 < after.mapped < before.mapped + (8 << 20)
+    assert machine.maps(os.getpid(), "python")
+    assert not machine.maps(2**22 + 1, "python")  # no such process
