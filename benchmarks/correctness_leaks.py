@@ -21,6 +21,7 @@ from metamusesd.job import InferenceRequest, Params, Priority
 SLOTS, CELLS = 8, 640  # cells for half of them: the others have to give way
 PROMPTS, QUICK_PROMPTS = 24, 8
 ANSWER_TOKENS = 24
+TOP = 8  # of the likeliest tokens are looked at where two answers part
 CANCEL_SHARE = EVICT_SHARE = 0.1  # of the steps
 MIDDLE, START = ("ra", "lo", "ni", "ku", "pe", "zo"), ("Qua", "Vex", "Zor", "Blim", "Dra", "Fen")
 
@@ -31,7 +32,7 @@ def marked(number: int) -> tuple[str, InferenceRequest]:
     word = f"{''.join(syllables)}{number:02d}"
     padding = " ".join(f"Line {line} of the book says nothing about it." for line in range(number % 7))
     query = f"The secret word is {word}. {padding} What is the secret word? Say the secret word {word}."
-    params = Params(max_tokens=ANSWER_TOKENS, temperature=0.0, logprobs=2, ignore_eos=True)
+    params = Params(max_tokens=ANSWER_TOKENS, temperature=0.0, logprobs=TOP, ignore_eos=True)
     return word, InferenceRequest(user_query=query, persona=PERSONA.format(role=ROLES[0]), params=params)
 
 
@@ -96,11 +97,11 @@ def _together(crowd: Crowd, prompts: Sequence[tuple[str, InferenceRequest]], see
 
 def parted(alone: Answer, beside: Answer) -> tuple[int, float, float]:
     """How many tokens are the same from the start, how far their log-probabilities moved, and by how much the token led
-    at which the two part; 0 if they do not."""
+    before the other's at which the two part; 0 if they do not. An end token, which neither may take, leads nobody."""
     largest = 0.0
     for count, (one, other) in enumerate(zip(alone.logprobs, beside.logprobs, strict=True)):
         if one["token"] != other["token"]:
-            first, second = (each["logprob"] for each in one["top"])
-            return count, largest, first - second
+            known = {each["token"]: each["logprob"] for each in one["top"]}
+            return count, largest, one["logprob"] - known.get(other["token"], min(known.values()))
         largest = max(largest, abs(one["logprob"] - other["logprob"]))
     return len(alone.logprobs), largest, 0.0

@@ -66,6 +66,7 @@ def test_nobody_says_what_only_another_was_told(crowd: Crowd, alone: list[Said])
     assert sum(word in each.text for word, each in zip(WORDS, said, strict=True)) >= len(WORDS) // 2
 
 
+@ON_CPU_ONLY  # who is lent what is a matter of which prompts ride together
 def test_a_leak_would_be_seen(crowd: Crowd, alone: list[Said], monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that lends a few tokens more than two prompts share is found out by the same comparison."""
     real = Memory._find
