@@ -5,6 +5,7 @@ prepare.py    request → tokens, limits, grammar: everything that may be refuse
 batch.py      pure: which sequences take part in a step, and with how many tokens
 rates.py      pure: what a step costs, from what steps did cost
 footprint.py  pure: how much memory a model will take
+states.py     pure: what recurrent and hybrid layers keep of each sequence
 kv.py         pure: who holds which KV cells, prefix look-up, what to evict
 prefixes.py   when a prompt takes over what others have computed of it
 sequence.py   one job inside the engine
