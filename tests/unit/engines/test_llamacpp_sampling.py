@@ -100,6 +100,37 @@ def test_a_grammar_rejects_and_the_best_allowed_token_is_taken() -> None:
     assert sampler(Only()).pick(ROW.copy(), 0) == -1
 
 
+@pytest.mark.parametrize("rank", [0, 1, 63, 64, 1000, 1024, 5000, 8191, 8192, 20_000, 29_999])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_best_allowed_token_is_found_at_any_depth(rank: int, temperature: float) -> None:
+    """However unlikely: the only token that the grammar allows is taken, and of two the likelier one by the greedy."""
+    row = np.random.default_rng(rank).normal(0, 3, 30_000).astype(np.float32)
+    order = np.argsort(-row, kind="stable")
+    only = sampler(Only(int(order[rank])), temperature=temperature)
+    assert only.pick(row.copy(), 5) == order[rank]
+    both = sampler(Only(int(order[rank]), int(order[-1])))
+    assert both.pick(row.copy(), 5) == order[rank]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_a_greedy_choice_is_the_best_of_all_that_are_allowed(seed: int, allowed: int) -> None:
+    """Searching in widening sets finds what asking about every token finds, ties included."""
+    random = np.random.default_rng(seed)
+    row = random.integers(0, 2000, 12_000).astype(np.float32)
+    tokens = random.choice(len(row), allowed, replace=False)
+    best = min(tokens, key=lambda token: (-row[token], token))
+    assert sampler(Only(*map(int, tokens))).pick(row.copy(), 0) == best
+
+
+def test_an_unlikely_draw_is_from_the_allowed_alone() -> None:
+    """Draws at a temperature fall on allowed tokens, on each of a few equal ones sooner or later."""
+    row = np.random.default_rng(4).normal(0, 3, 30_000).astype(np.float32)
+    few = [int(token) for token in np.argsort(row)[:3]]
+    row[few] = row[few].mean()
+    drawn = {sampler(Only(*few), temperature=1.0, seed=9).pick(row.copy(), position) for position in range(40)}
+    assert drawn == set(few)
+
+
 def test_best_ids_are_sorted_and_stable() -> None:
     """The best come first, lower ids first among equals."""
     assert list(best_ids(np.array([1, 2, 2, 0], np.float32), 3)) == [1, 2, 0]
