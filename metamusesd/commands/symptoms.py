@@ -154,7 +154,8 @@ def of_memory(machine: Machine, needed: int, at_most: int, *, running: bool) -> 
             "bad",
             f"{arithmetic}; {_mib(available)} are available",
             "it will swap or be killed",
-            "lower tiers.*.workers, models.*.context or models.*.kv_cells; `metamusesd check --explain`",
+            "lower tiers.*.workers, models.*.context or models.*.kv_cells, or set models.*.kv_cache_type to q8_0; "
+            "`metamusesd check --explain`",
         )
     elif at_most > (limit or total) > 0:
         yield Finding(
