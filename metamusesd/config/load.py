@@ -256,7 +256,16 @@ def _check_tiers(config: Config) -> list[str]:
             f"tiers.{name}.gpus: {gpu!r} is no GPU; use an index, a UUID (GPU-…), or several as 0+1"
             for gpu in tier.gpus if not _are_gpus(str(gpu).split("+"))
         ]  # fmt: skip
-    return mistakes
+    return mistakes + _check_gpu_names(config)
+
+
+def _check_gpu_names(config: Config) -> list[str]:
+    """One GPU has one name: who shares it must be seen."""
+    asked = {str(gpu) for tier in config.enabled_tiers().values() for gpu in tier.gpus}
+    names = {part for gpu in asked for part in gpu.split("+")}
+    if len({name.isdecimal() for name in names}) < 2:
+        return []
+    return [f"tiers.*.gpus: {', '.join(sorted(names))}: name all of them by index, or all by UUID"]
 
 
 def _are_gpus(parts: list[str]) -> bool:

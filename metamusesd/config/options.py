@@ -249,7 +249,7 @@ class Tier:
         "auto", "Cores a worker: a number, a list of core numbers for the tier, or `auto`.", least=1
     )
     gpus: list[int | str] = option(
-        [], 'GPU indices or UUIDs, one worker each; "0+1" is one worker whose layers are split over both.'
+        [], 'GPU indices or UUIDs (all tiers alike), one worker each; "0+1" is one worker, its layers split over both.'
     )
     slots: int = option(8, "Sequences that one worker generates at a time.", least=1, most=256)
     reserve_slots: int = option(

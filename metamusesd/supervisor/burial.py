@@ -11,7 +11,6 @@ from typing import Any
 from metamusesd.board import Board, SlotStatus
 from metamusesd.config import Config
 from metamusesd.control import EXIT_DIED
-from metamusesd.errors import GpuFull
 from metamusesd.log import Logger
 from metamusesd.supervisor import redis_server, restart, semantic
 from metamusesd.supervisor.coroner import Coroner
@@ -87,13 +86,13 @@ class Burial:
             slot.move("died")
             self._log.info("replaced" if slot.parked else "recycled", **facts)
             return
-        if _no_room(slot) and self._config.tiers[slot.tier].idle_unload_s and slot.status is SlotStatus.STARTING:
+        if slot.no_room and self._config.tiers[slot.tier].idle_unload_s and slot.status is SlotStatus.STARTING:
             slot.move("slept")
             self._log.info("asleep until it is wanted: its GPU is full", **facts)
             return
         verdict = restart.decide(
             self._budget, slot.deaths, permanent=slot.permanent, boot_deaths=slot.boot_deaths,
-            keep=_keeps(slot),
+            keep=slot.spec.kind is Kind.REDIS and slot.ever_ready,
             chance=random.random(),  # noqa: S311 - jitter, no secret
         )  # fmt: skip
         if isinstance(verdict, restart.Again):
@@ -108,14 +107,3 @@ class Burial:
         doomed = self._nursery.workers if slot.spec.kind is Kind.WORKER else [slot]
         if all(each.status is SlotStatus.FAILED for each in doomed):
             self._stop(exit_code_of(doomed))
-
-
-def _keeps(slot: Slot) -> bool:
-    """Whether it is tried again for ever: Redis that has the jobs, a worker that waits for others to free its GPU."""
-    if slot.spec.kind is Kind.REDIS:
-        return slot.ever_ready
-    return _no_room(slot)
-
-
-def _no_room(slot: Slot) -> bool:
-    return (slot.last_error or {}).get("code") == GpuFull.code

@@ -220,6 +220,9 @@ class Reload:
         while slot.status is SlotStatus.STARTING:
             yield
         slot.trial = False
+        if slot.status is SlotStatus.BACKOFF and slot.no_room and wanted.config.tiers[slot.tier].idle_unload_s:
+            slot.move("slept")  # untried: somebody else has its GPU now
+            return
         if slot.status is not SlotStatus.READY:
             said = (slot.last_error or {}).get("message") or exit_text(slot.last_exit)
             raise Stuck(f"{slot.name}: {said}")

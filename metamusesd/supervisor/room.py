@@ -16,6 +16,8 @@ from metamusesd.models import size_of
 from metamusesd.supervisor.slot import Slot
 
 MARGIN_BYTES = 256 << 20  # left free
+STALE_S = 3.0  # so old may be what a board row says of a GPU
+LOADING = (SlotStatus.STARTING, SlotStatus.BACKOFF)
 MIB = 1 << 20
 Freed = Callable[[Slot], int]  # what comes back when that slot's process goes
 
@@ -49,7 +51,6 @@ class Room:
     def __init__(self, config: Config, board: Board, workers: Sequence[Slot], available: Callable[[], int]) -> None:
         self.config = config
         self._board, self._workers, self._available = board, workers, available
-        self._total: dict[tuple[str, ...], int] = {}  # of GPUs, as their workers once said
 
     def needs(self, slots: Sequence[Slot]) -> int:
         """Of main memory, with what they had of their own when they fell asleep. A model on a GPU is there alone."""
@@ -57,35 +58,41 @@ class Room:
         models = [worker.model for worker in workers if worker.model in self.config.models and not worker.gpus]
         return needed_bytes(self.config, models, sum(slot.private_bytes for slot in slots))
 
-    def shortage(self, slots: Sequence[Slot], coming: Sequence[Slot]) -> Shortage | None:
-        """What keeps these from coming now, beside those that are on their way. None: nothing that is known."""
+    def fitting(
+        self, slots: Sequence[Slot], coming: Sequence[Slot], now_s: float
+    ) -> tuple[list[Slot], Shortage | None]:
+        """Which of these may come now, beside those that are on their way; if none, what keeps them, as far as known:
+        those on one GPU wait for it, the others come."""
         needed, there = self.needs(slots), self._available()
         there = max(1, there - self.needs(coming)) if there and coming else there
         if there and needed > there:
-            return Shortage("memory", needed, there, lambda slot: slot.private_bytes)
-        for gpus in sorted({_gpus(slot) for slot in slots if _gpus(slot)}):
-            if short := self._on_gpus(gpus, slots, coming):
-                return short
-        return None
+            return [], Shortage("memory", needed, there, lambda slot: slot.private_bytes)
+        places = sorted({gpus_of(slot) for slot in slots})
+        short = {gpus: self.on_gpus(gpus, slots, now_s) for gpus in places}
+        return [slot for slot in slots if short[gpus_of(slot)] is None], next(filter(None, short.values()), None)
 
     def remember(self, slot: Slot) -> None:
         """What it takes of its GPUs; call it now and then: its row will not be there when it sleeps."""
         fields = self._board.workers[slot.spec.row].read()
         if fields and fields["vram_wanted_bytes"]:
-            slot.vram_bytes, self._total[_gpus(slot)] = fields["vram_wanted_bytes"], fields["vram_total_bytes"]
+            slot.vram_bytes = fields["vram_wanted_bytes"]
 
-    def _on_gpus(self, gpus: tuple[str, ...], slots: Sequence[Slot], coming: Sequence[Slot]) -> Shortage | None:
-        neighbours = [slot for slot in self._workers if slot.pid and set(_gpus(slot)) & set(gpus)]
-        free = [each for slot in neighbours if (each := self._free_bytes(slot)) is not None]
-        needed = sum(slot.vram_bytes for slot in slots if _gpus(slot) == gpus)
-        taken = sum(slot.vram_bytes for slot in coming if set(_gpus(slot)) & set(gpus))
-        there = min(free, default=self._total.get(gpus, 0) if taken else needed) - taken
+    def on_gpus(self, gpus: tuple[str, ...], slots: Sequence[Slot], now_s: float) -> Shortage | None:
+        """What keeps those of `slots` that are on these GPUs. Only who is ready there knows how full they are; while
+        somebody loads there, or has just left, what he knows is not true for long."""
+        neighbours = [slot for slot in self._workers if slot not in slots and set(gpus_of(slot)) & set(gpus)]
+        if not gpus or not neighbours:
+            return None
+        needed = sum(slot.vram_bytes for slot in slots if gpus_of(slot) == gpus)
+        where = f"GPU {' '.join(gpus)}"
+        if any(slot.status in LOADING and not slot.no_room for slot in neighbours):
+            return Shortage(f"{where}, where another worker loads", needed, 0, lambda _: 0)
+        free = [each for slot in neighbours if gpus_of(slot) == gpus and (each := self._free_bytes(slot)) is not None]
+        there = min(free, default=needed)
         if needed <= there:
             return None
-        return Shortage(
-            f"GPU {' '.join(gpus)}", needed, max(0, there),
-            lambda slot: self._wanted_bytes(slot) if slot in neighbours else 0,
-        )  # fmt: skip
+        fresh = any(slot.status is SlotStatus.ASLEEP and now_s - slot.since_s < STALE_S for slot in neighbours)
+        return Shortage(where, needed, there, lambda slot: 0 if fresh or slot not in neighbours else slot.vram_bytes)
 
     def _free_bytes(self, slot: Slot) -> int | None:
         """Of the GPUs of a worker that is ready, by its own last look."""
@@ -94,10 +101,7 @@ class Room:
             return None
         return fields["vram_total_bytes"] - fields["vram_used_bytes"]
 
-    def _wanted_bytes(self, slot: Slot) -> int:
-        fields = self._board.workers[slot.spec.row].read()
-        return fields["vram_wanted_bytes"] if fields else 0
 
-
-def _gpus(slot: Slot) -> tuple[str, ...]:
+def gpus_of(slot: Slot) -> tuple[str, ...]:
+    """As the configuration names them; one GPU has one name, see config/load.py."""
     return slot.spec.worker.gpus if slot.spec.worker else ()

@@ -19,11 +19,12 @@ from metamusesd.config import Config
 from metamusesd.log import Logger
 from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.retire import Retiring
-from metamusesd.supervisor.room import MIB, Room, Shortage
+from metamusesd.supervisor.room import LOADING, MIB, Room, Shortage, gpus_of
 from metamusesd.supervisor.slot import Slot
 
 LOOK_S = 1.0
 REMEMBERED_S = 5.0  # a wish, before the depths show who has it
+FULL_PAUSE_S = 15.0  # after a GPU was full with what is not ours
 
 
 class Sleeping:
@@ -64,7 +65,7 @@ class Sleeping:
         for tier in list(self._wanted):
             self._wake(tier, now_s)
         for tier in list(self._coming):
-            if any(slot.status in (SlotStatus.READY, SlotStatus.FAILED) for slot in self._of(tier)):
+            if not any(slot.status in LOADING for slot in self._of(tier)):
                 self._coming.discard(tier)
         self._tell()
         if now_s - self._looked_s >= LOOK_S:
@@ -72,6 +73,7 @@ class Sleeping:
             for slot in self._workers:
                 self._room.remember(slot)
             self._wake_the_rest()
+            self._help_who_tries(now_s)
             for tier, limit_s in self._limits().items():
                 idle_s = self._idle_s(tier, now_s)
                 if idle_s is not None and idle_s >= limit_s and not self._waiting(tier):
@@ -84,6 +86,16 @@ class Sleeping:
             mixed = SlotStatus.ASLEEP in states and len(states) > 1 and self._waiting(tier)
             if mixed or (SlotStatus.ASLEEP in states and tier not in self._limits()):
                 self.wanted(tier)
+
+    def _help_who_tries(self, now_s: float) -> None:
+        """A worker that may not sleep and finds its GPU full, time after time."""
+        for slot in self._workers:
+            if (
+                slot.status is SlotStatus.BACKOFF
+                and slot.no_room
+                and (short := self._room.on_gpus(gpus_of(slot), [slot], now_s))
+            ):
+                self._make_room(slot.tier, short, now_s)
 
     def _limits(self) -> dict[str, float]:
         tiers = self.config.enabled_tiers()
@@ -129,18 +141,32 @@ class Sleeping:
         if asleep and tier in self._limits() and self._forgotten(tier, now_s):
             return
         coming = [slot for other in self._coming for slot in self._of(other) if slot.status is not SlotStatus.READY]
-        if asleep and (short := self._room.shortage(asleep, coming)):
-            self.waits[tier] = f"tier {tier} is wanted; {short}: free some, or give another tier an idle_unload_s"
-            self._make_room(tier, short, now_s)
+        fitting, short = self._room.fitting(asleep, coming, now_s)
+        if asleep and not fitting and short:
+            self._wait_for(tier, short, now_s)
+            return
+        if patient := [slot for slot in fitting if slot.no_room and now_s - slot.since_s < FULL_PAUSE_S]:
+            self._complain(tier, str((patient[0].last_error or {}).get("message")))
             return
         self._wanted.pop(tier, None)
         self.waits.pop(tier, None)
-        for slot in asleep:
+        for slot in fitting:
             slot.due_s = 0.0
             slot.move("wake")
-        if asleep:
+        if fitting:
             self._coming.add(tier)
-            self._log.info("a tier wakes", tier=tier, needs_mb=self._room.needs(asleep) // MIB)
+            self._log.info("a tier wakes", tier=tier, needs_mb=self._room.needs(fitting) // MIB)
+
+    def _wait_for(self, tier: str, short: Shortage, now_s: float) -> None:
+        self._complain(tier, str(short))
+        if self._make_room(tier, short, now_s):
+            for slot in self._of(tier):
+                slot.last_error = None  # that its GPU was full
+
+    def _complain(self, tier: str, what: str) -> None:
+        """Unless some of its workers serve."""
+        if all(slot.status is SlotStatus.ASLEEP for slot in self._of(tier)):
+            self.waits[tier] = f"tier {tier} is wanted; {what}: free some, or give another tier an idle_unload_s"
 
     def _forgotten(self, tier: str, now_s: float) -> bool:
         """Nobody waits for it any more: what wanted it is done elsewhere, or cancelled."""
@@ -150,20 +176,22 @@ class Sleeping:
         self.waits.pop(tier, None)
         return True
 
-    def _make_room(self, tier: str, short: Shortage, now_s: float) -> None:
+    def _make_room(self, tier: str, short: Shortage, now_s: float) -> bool:
         """By the tier that may sleep and has been idle longest, one at a time; by nobody, if all of them together would
-        not be enough."""
+        not be enough. Whether somebody goes."""
         if any(slot.sleeping and slot.pid for slot in self._workers):
-            return
+            return False
         idle = {
             other: idle_s
             for other in self._limits()
             if (idle_s := self._idle_s(other, now_s)) is not None and not self._waiting(other)
         }
         freed = {other: sum(short.freed(slot) for slot in self._of(other) if slot.pid) for other in idle}
-        if idle and sum(freed.values()) >= short.missing:
-            longest = max((other for other in idle if freed[other]), key=lambda other: idle[other])
-            self._put_to_sleep(longest, now_s, f"{tier} needs its memory")
+        if sum(freed.values()) < short.missing:
+            return False
+        longest = max((other for other in idle if freed[other]), key=lambda other: idle[other])
+        self._put_to_sleep(longest, now_s, f"{tier} needs its memory")
+        return True
 
     def _tell(self) -> None:
         """The dispatcher, who sleeps; again to each new one. A tier that cannot come serves nobody: its jobs may go

@@ -24,6 +24,7 @@ from typing import Any
 from metamusesd.board import Block, SlotStatus
 from metamusesd.config import Config
 from metamusesd.control import EXIT_BAD_CONFIG, EXIT_BOOT, EXIT_DIED
+from metamusesd.errors import GpuFull
 from metamusesd.supervisor.restart import Died
 from metamusesd.supervisor.spec import ChildSpec
 
@@ -43,7 +44,7 @@ MOVES = {
         "slept": SlotStatus.ASLEEP,
     },
     SlotStatus.ASLEEP: {"wake": SlotStatus.BACKOFF, "stop": SlotStatus.STOPPED},
-    SlotStatus.BACKOFF: {"start": SlotStatus.STARTING, "stop": SlotStatus.STOPPED},
+    SlotStatus.BACKOFF: {"start": SlotStatus.STARTING, "stop": SlotStatus.STOPPED, "slept": SlotStatus.ASLEEP},
     SlotStatus.STOPPING: {"ready": SlotStatus.STOPPING, "died": SlotStatus.STOPPED, "stop": SlotStatus.STOPPING},
     SlotStatus.STOPPED: {"stop": SlotStatus.STOPPED},
     SlotStatus.FAILED: {"stop": SlotStatus.FAILED, "revive": SlotStatus.BACKOFF},
@@ -106,6 +107,11 @@ class Slot:
         """It is held and has no jobs; one without a link has none either."""
         return self.held and not self.retire_s and (self.emptied or not self.epoch)
 
+    @property
+    def no_room(self) -> bool:
+        """Its last process found its GPU full, and left for that."""
+        return self.last_exit == EXIT_BOOT and (self.last_error or {}).get("code") == GpuFull.code
+
     def move(self, event: str) -> None:
         """Go where the table says. KeyError: the table does not have this move."""
         status = MOVES[self.status][event]
@@ -145,6 +151,7 @@ class Slot:
         """Its process has been reaped; what comes next is decided elsewhere. `explained`: see restart.py."""
         self.last_exit = os.waitstatus_to_exitcode(wait_status)
         self.permanent = self.permanent or self.last_exit == EXIT_BAD_CONFIG
+        explained = explained or self.no_room  # nobody's fault: it is tried again for ever
         if not explained and not self.parked:
             self.boot_deaths = 0 if self.was_ready else self.boot_deaths + 1
         if not (self.recycling or self.parked):

@@ -72,11 +72,11 @@ def _load(gpus: Gpus, spec: EngineSpec, row: Row, birth: Birth, log: Logger, pro
     if uuids := gpus.uuids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
         log.info("on its GPUs", uuids=" ".join(uuids))
-    with gpus.turn(birth.config.runtime_dir):
+    patience_s = birth.config.daemon.boot_s / 3
+    with gpus.turn(birth.config.runtime_dir, patience_s):
         if spec.gpu_layers:
-            wanted = gpu_bytes(spec)
-            row.wants(wanted)
-            gpus.wait_for_room(wanted, birth.config.daemon.boot_s / 2, log)
+            row.vram_wanted_bytes = gpu_bytes(spec)
+            gpus.wait_for_room(row.vram_wanted_bytes, patience_s, log)
         return make_engine(spec, progress)
 
 

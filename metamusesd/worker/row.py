@@ -19,6 +19,7 @@ class Row:
 
     def __init__(self, block: Block, gpus: Gpus | None = None) -> None:
         self.jobs = 0  # ended since the start
+        self.vram_wanted_bytes = 0  # what it takes of its GPUs, as it reckons before it loads
         self._gpus = gpus
         self._block = block
         self._steps = 0
@@ -31,10 +32,6 @@ class Row:
         self._block.write(
             state=WorkerState.LOADING, loaded_permille=permille, beat_ns=now_ns, rss_bytes=self._rss(now_ns)
         )
-
-    def wants(self, vram_bytes: int) -> None:
-        """What this worker takes of its GPUs, as it reckons before it loads."""
-        self._block.write(vram_wanted_bytes=vram_bytes)
 
     def loaded(self, slots: int, reserve_slots: int) -> None:
         """Ready for its first link."""
@@ -84,5 +81,7 @@ class Row:
                 self._rss_bytes = int(file.read().split()[1]) * _PAGE_BYTES
             if self._gpus:
                 memory = self._gpus.memory()
-                self._block.write(vram_total_bytes=memory.total, vram_used_bytes=memory.used)
+                self._block.write(
+                    vram_total_bytes=memory.total, vram_used_bytes=memory.used, vram_wanted_bytes=self.vram_wanted_bytes
+                )
         return self._rss_bytes

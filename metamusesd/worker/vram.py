@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from metamusesd.errors import GpuFull, ModelLoadFailed
 from metamusesd.log import Logger
@@ -63,13 +63,22 @@ class Gpus:
         return [each.decode() if isinstance(each, bytes) else str(each) for each in found]
 
     @contextlib.contextmanager
-    def turn(self, directory: Path) -> Iterator[None]:
-        """One load at a time on each of them, on this host: two would count the same bytes as free. The kernel lets go
-        for who dies."""
+    def turn(
+        self, directory: Path, patience_s: float,
+        now_s: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+    ) -> Iterator[None]:  # fmt: skip
+        """One load of this daemon at a time on each of them: two would count the same bytes as free. The kernel lets go
+        for who dies. Raises GpuFull when others load for longer than `patience_s`."""
+        end_s = now_s() + patience_s
         with contextlib.ExitStack() as locks:
             for name in sorted(self.uuids()):
                 file = locks.enter_context((directory / f"{name}.lock").open("wb"))
-                fcntl.flock(file, fcntl.LOCK_EX)
+                while not _locked(file):
+                    if now_s() > end_s:
+                        raise GpuFull(
+                            f"GPU {' '.join(self.names)}: another worker has been loading for {patience_s:g} s"
+                        )
+                    sleep(POLL_S)
             yield
 
     def wait_for_room(
@@ -95,6 +104,14 @@ class Gpus:
                     f"{where}: {_mib(needed)} are needed, {_mib(memory.free)} are free: end what else uses it"
                 )
             sleep(POLL_S)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _mib(count: int) -> str:

@@ -22,7 +22,8 @@ def daemon() -> Iterator[OnGpu]:
 
 def wanted_bytes(daemon: OnGpu) -> int:
     """What the worker said it wants of its GPU."""
-    return max(int(worker["vram_wanted_bytes"]) for worker in daemon.status()["workers"])
+    status = daemon.until(lambda status: any(worker["vram_wanted_bytes"] for worker in status["workers"]))
+    return max(int(worker["vram_wanted_bytes"]) for worker in status["workers"])
 
 
 def ask(number: int, tier: str = "fast", tokens: int = 24) -> dict[str, object]:
@@ -91,7 +92,7 @@ async def test_two_tiers_take_turns_on_one_gpu() -> None:
     daemon = Shared()
     try:
         daemon.until(lambda status: [worker["status"] for worker in status["workers"]] == ["asleep", "ready"])
-        with Hog(leave=max(worker["vram_wanted_bytes"] for worker in daemon.status()["workers"]) // 2):
+        with Hog(leave=wanted_bytes(daemon) // 2):
             async with daemon.client() as client:
                 for number, tier in enumerate(("fast", "medium", "fast")):
                     result = await client.execute(ask(number, tier), 30)

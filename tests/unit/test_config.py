@@ -39,6 +39,14 @@ def test_what_is_no_gpu_is_named(gpu: object) -> None:
         load(overrides={"tiers.fast.gpus": json.dumps([gpu])}, environ={})
 
 
+def test_one_gpu_has_one_name() -> None:
+    """By index here and by UUID there: nobody could see that two tiers share it."""
+    asked = {"tiers.fast.gpus": json.dumps(["GPU-aa"]), "tiers.medium.gpus": json.dumps(["0+1"])}
+    with pytest.raises(ConfigError, match=r"tiers\.\*\.gpus: 0, 1, GPU-aa: name all of them by index, or all by UUID"):
+        load(overrides=asked | {"tiers.medium.enabled": "true", "tiers.medium.model": "smollm2"}, environ={})
+    load(overrides={"tiers.fast.gpus": json.dumps(["0", "1+2"])}, environ={})
+
+
 def test_sample_names_every_option_with_its_default(tmp_path: Path) -> None:
     """Every option of every section stands in the sample; uncommented it still means the default."""
     data = tomllib.loads(uncommented())

@@ -29,6 +29,8 @@ def calibrate(context: Context, rates: Rates, slots: int, vocabulary: int, mixes
         if size > slots or (measured_s and time.perf_counter() - started > LIMIT_S):
             break
         measured_s[size] = min(_timed(context, size, turn, vocabulary) for turn in range(TRIES))
+    for sequence in range(slots):
+        context.remove(sequence)
     lengths = [min(size, context.limit, context.cells) for size in (LARGE_PROMPTS if mixes else PROMPTS)]
     chunks_s = {size: min(_prompt_s(context, size, vocabulary) for _ in range(2)) for size in lengths}
     for sequence in range(slots):

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from metamusesd.engines.base import EngineSpec, Progress
 from metamusesd.engines.llamacpp import pages
 from metamusesd.engines.llamacpp.footprint import wants_exact
-from metamusesd.errors import EngineError, GpuFull, ModelLoadFailed, ModelNotFound
+from metamusesd.errors import EngineError, EngineFailed, ModelLoadFailed, ModelNotFound
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # its handler starts a debugger under the crashing process
 
@@ -49,9 +49,9 @@ def _listen(level: int, text: bytes, _user: Any) -> None:
 
 
 def refusal(spec: EngineSpec, said: str) -> EngineError:
-    """A load failed. For want of a GPU's memory it may do better later: others use it, too."""
+    """A load failed. For want of a GPU's memory it may do better later, though not for ever: others use it, too."""
     if spec.gpu_layers and any(sign in said for sign in ("out of memory", "failed to allocate", "unable to allocate")):
-        return GpuFull(said)
+        return EngineFailed(said)
     return ModelLoadFailed(said)
 
 

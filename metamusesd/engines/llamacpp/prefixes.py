@@ -30,11 +30,11 @@ class Prefixes:
         job.looked_up = True
         length = self._memory.adopt(job.hold, (other.hold for other in living))
         if not job.first_ns:
+            self.hits += length > 0 and not job.cached
             job.cached = min(length, job.prepared.prompt_tokens)
         if not job.begun_ns:
             job.begun_ns = time.perf_counter_ns()
             self.queries += self._shares
-            self.hits += length > 0
         return length > 0
 
     def who_waits(self, jobs: Sequence[Job]) -> set[int]:

@@ -12,7 +12,7 @@ from metamusesd import control
 from metamusesd.board import Board, SlotStatus
 from metamusesd.config import Config
 from metamusesd.config.options import Daemon, Model, Tier
-from metamusesd.control import WorkerSpec
+from metamusesd.control import EXIT_BOOT, WorkerSpec
 from metamusesd.log import get_logger
 from metamusesd.supervisor.retire import Retiring
 from metamusesd.supervisor.room import MARGIN_BYTES
@@ -151,8 +151,102 @@ def test_a_gpu_that_is_full_is_made_free(family: Family) -> None:
     assert fast.status is SlotStatus.BACKOFF and not family.sleeping.waits
     fast.started(10**8 + 9, None)
     family.sleeping.wanted("medium")
-    family.turn()  # what fast takes when it has come is known
-    assert "30720 MB are available" in family.sleeping.waits["medium"] and medium.status is SlotStatus.ASLEEP
+    family.turn()
+    assert "where another worker loads" in family.sleeping.waits["medium"] and medium.status is SlotStatus.ASLEEP
+
+
+def on_gpus(family: Family, *, used: int, **tiers: str) -> list[Slot]:
+    """Puts tiers on GPUs of 80 GiB, so many GiB of which are used; each wants 50."""
+    slots = [slot for slot in family.slots if slot.tier in tiers]
+    for slot in slots:
+        assert slot.spec.worker is not None
+        worker = replace(slot.spec.worker, gpus=(tiers[slot.tier],))
+        slot.spec, slot.vram_bytes = replace(slot.spec, worker=worker), 50 * GIB
+        family.board.workers[slot.spec.row].write(vram_total_bytes=80 * GIB, vram_used_bytes=used * GIB)
+    return slots
+
+
+def full(family: Family, slot: Slot) -> None:
+    """Its process has found its GPU full, and the burial has put it to sleep."""
+    slot.started(10**8 + 11, None)
+    slot.last_error = {"code": "gpu_full", "message": "GPU 0: 51200 MiB are needed, 1 MiB are free"}
+    slot.buried(EXIT_BOOT << 8)
+    slot.move("slept")
+    slot.since_s = family.now_s
+
+
+def test_who_met_a_full_gpu_comes_when_somebody_else_has_left(family: Family) -> None:
+    """What is not ours cannot be put to sleep: it says so, tries now and then, and nothing is held against it."""
+    (fast,) = on_gpus(family, used=1, fast="0")
+    family.turn()
+    for slot in family.slots[:2]:
+        family.gone(slot)
+    for _ in range(3):
+        family.sleeping.wanted("fast")
+        family.turn()
+        assert fast.status is SlotStatus.BACKOFF
+        full(family, fast)
+        family.sleeping.wanted("fast")
+        family.turn()
+        assert fast.status is SlotStatus.ASLEEP and "1 MiB are free" in family.sleeping.waits["fast"]
+        family.now_s += 20.0
+    assert fast.boot_deaths == 0 and all(death.explained for death in fast.deaths)
+
+
+def test_workers_on_other_gpus_come_alone(family: Family) -> None:
+    """Of one tier on two GPUs, one of which a pinned tier holds."""
+    fast, medium, _ = on_gpus(family, used=51, fast="0", medium="1", heavy="0")
+    assert medium.spec.worker is not None
+    medium.spec = replace(medium.spec, worker=replace(medium.spec.worker, tier="fast"))
+    family.turn()
+    for slot in (fast, medium):
+        family.gone(slot)
+    family.sleeping.wanted("fast")
+    family.turn()
+    assert (fast.status, medium.status) == (SlotStatus.ASLEEP, SlotStatus.BACKOFF)
+    assert not family.sleeping.waits
+
+
+def test_a_sleeper_does_not_come_before_a_pinned_one_that_restarts(family: Family) -> None:
+    """The memory of who is about to come back is not free."""
+    fast, heavy = on_gpus(family, used=51, fast="0", heavy="0")
+    family.turn()
+    family.gone(fast)
+    heavy.buried(9)
+    heavy.move("died")
+    family.sleeping.wanted("fast")
+    family.turn()
+    assert fast.status is SlotStatus.ASLEEP and "another worker loads" in family.sleeping.waits["fast"]
+
+
+def test_a_pinned_one_that_finds_its_gpu_full_gets_it(family: Family) -> None:
+    """From a tier that may sleep, however short it has been idle."""
+    _, heavy = on_gpus(family, used=51, fast="0", heavy="0")
+    family.board.workers[0].write(last_step_ns=int(family.now_s * 1e9))
+    family.board.workers[1].write(slots_used=1)
+    heavy.buried(9)
+    heavy.move("died")
+    heavy.started(10**8 + 12, None)
+    heavy.last_error = {"code": "gpu_full", "message": "full"}
+    heavy.buried(EXIT_BOOT << 8)
+    heavy.move("died")
+    assert family.turn() == ["fast-0"]
+
+
+def test_nobody_sleeps_for_a_figure_that_is_old(family: Family) -> None:
+    """Somebody has just left that GPU: what a neighbour says of it is waited for, before the next one must go."""
+    fast, medium, _ = on_gpus(family, used=75, fast="0", medium="0", heavy="0")
+    tiers = family.sleeping.config.tiers | {"heavy": Tier(model="m", idle_unload_s=6000.0)}
+    family.sleeping.config = replace(family.sleeping.config, tiers=tiers)
+    assert family.turn() == ["fast-0", "medium-0"]
+    for slot in (fast, medium):
+        family.gone(slot)
+        slot.vram_bytes = 20 * GIB
+    medium.since_s = family.now_s
+    family.sleeping.wanted("fast")
+    assert family.turn(1.0) == [] and "GPU 0: about" in family.sleeping.waits["fast"]
+    family.sleeping.wanted("fast")
+    assert family.turn(5.0) == ["heavy-0"]
 
 
 def test_a_gpu_of_somebody_else_is_left_alone(family: Family) -> None:

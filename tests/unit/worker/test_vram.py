@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -109,13 +109,17 @@ def test_a_worker_names_its_gpus_by_uuid(driver: Driver) -> None:
 
 
 def test_loads_take_turns_on_a_gpu(driver: Driver, tmp_path: Path) -> None:
-    """A second worker waits until the first has loaded; one on another GPU does not."""
-    with Gpus(["0"], LOG).turn(tmp_path), Gpus(["1"], LOG).turn(tmp_path):
-        (held,) = tmp_path.glob("GPU-aa.lock")
-        with held.open() as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with held.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """A second worker waits until the first has loaded, though not for ever; one on another GPU does not."""
+    clock = Clock()
+    first = contextlib.ExitStack()
+    first.enter_context(Gpus(["0"], LOG).turn(tmp_path, 5.0))
+    with Gpus(["1"], LOG).turn(tmp_path, 0.0):
+        pass
+    with pytest.raises(GpuFull, match="another worker has been loading"):
+        Gpus(["GPU-aa"], LOG).turn(tmp_path, 5.0, clock.now, clock.sleep).__enter__()
+    clock.then = {clock.s + 2.0: first.close}
+    with Gpus(["0"], LOG).turn(tmp_path, 5.0, clock.now, clock.sleep):
+        assert not clock.then
 
 
 def test_without_a_driver_nothing_is_asked(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
