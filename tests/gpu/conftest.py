@@ -99,7 +99,7 @@ class Hog:
 
     def end(self) -> None:
         self._child.kill()
-        self._child.wait()
+        self._child.communicate()  # closes the pipes as well
 
 
 def memory() -> tuple[int, int]:
