@@ -108,7 +108,7 @@ def _stale(config: Config, name: str, kept: Row | None) -> tuple[str, str] | Non
 
 def _why(kept: Row) -> str:
     day = kept["at"].partition("T")[0]
-    return f"{kept['format']}: {kept['gain']:.2f} times as fast here, perplexity {kept['change']:+.1%} (bench, {day})"
+    return f"{kept['format']}, {kept['gain']:.2f} times as fast here, perplexity {kept['change']:+.1%} (bench, {day})"
 
 
 def record_path(source: Path) -> Path:

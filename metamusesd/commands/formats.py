@@ -84,13 +84,15 @@ class Trial:
 
 
 def trial(config: Config, worker: WorkerSpec, tried: Sequence[str] = (), *, forced: bool = False) -> Trial:
-    """`tried`: these formats, instead of all that may pay. Raises InvalidRequest for a file in several parts."""
+    """`tried`: these formats, instead of those that may pay. Raises InvalidRequest for one that the file has already,
+    and for a file in several parts."""
     source = config.model_path(config.models[worker.model])
     header = read_header(source)
     if header.entries.get("split.count", 1) > 1:
         raise InvalidRequest("MODEL", f"{source.name} is one of several parts", "merge them with llama-gguf-split")
-    forms = tuple(tried) if forced else tuple(form for form in candidates(header) if not tried or form in tried)
-    return Trial(config, worker, forms, header, forced)
+    if header.quantization in tried:
+        raise InvalidRequest("--try", f"{source.name} is {header.quantization} already", "try others")
+    return Trial(config, worker, tuple(tried) or candidates(header), header, forced)
 
 
 def derive(config: Config, directory: Path, form: str) -> None:

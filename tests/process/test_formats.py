@@ -104,7 +104,7 @@ def host(derived: dict[str, Path]) -> Iterator[Host]:
 async def test_the_chosen_weights_answer_and_a_reload_takes_another_choice(host: Host) -> None:
     """Results carry the digest of the file that is loaded; a reload without a new choice touches nobody."""
     assert (await host.ask()).model_digest == host.digest("Q8_0")
-    assert "Q8_0: 1.50 times as fast here" in host.said()
+    assert "Q8_0, 1.50 times as fast here" in host.said()
     pid = host.pid("fast-0")
     assert (await order(host, "reload"))[0] == 0 and host.pid("fast-0") == pid
     host.choose("Q4_0")

@@ -162,11 +162,10 @@ def test_a_model_that_is_not_there_is_left_to_others(config: Config) -> None:
 @pytest.mark.parametrize(
     ("kind", "lengths", "expected"),
     [
-        (3, (576, 1536), "Q8_0 Q4_0 IQ4_NL"),  # Q4_1: nothing of more bits but Q8_0, no rows for K
-        (3, (2048, 5632), "Q8_0 Q4_K_M Q4_0 IQ4_NL"),
-        (2, (2048, 5632), "Q8_0 Q4_K_M IQ4_NL"),  # not what it is already
+        (3, (2048, 5632), "Q8_0"),  # Q4_1: its four bits can only be kept
         (17, (2048, 5632), "Q8_0 Q4_K_M Q4_0 IQ4_NL"),
-        (7, (2048, 5632), "Q6_K Q5_K_M Q4_K_M Q4_0 IQ4_NL"),
+        (17, (576, 1536), "Q8_0 Q4_0 IQ4_NL"),  # no rows for K
+        (7, (2048, 5632), "Q6_K Q5_K_M Q4_K_M Q4_0 IQ4_NL"),  # not what it is already
         (1, (2048, 5632), "Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 IQ4_NL"),
         (32, (896, 4864), "Q8_0 Q4_0 IQ4_NL"),
         (10, (2048, 5632), "Q8_0"),  # Q2_K: requantizing makes no weight better
@@ -262,7 +261,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, config: Config) -> Bench:
 
 
 def compare(config: Config, *, write: bool = True) -> comparing.Found:
-    return comparing.compare(comparing.trial(config, WORKER), write=write)
+    return comparing.compare(comparing.trial(config, WORKER, ("Q8_0", "Q4_0", "IQ4_NL")), write=write)
 
 
 def left_behind(config: Config) -> list[str]:
@@ -360,6 +359,13 @@ def test_a_format_that_is_wanted_is_taken_whatever_it_is_worth(config: Config, b
     assert formats.settle(config).models["m"].file == "m.as-Q4_0.gguf"
 
 
+def test_the_format_that_a_file_has_is_no_candidate(config: Config) -> None:
+    """Whoever asks for it is told."""
+    (config.models_dir / "m.gguf").write_bytes(gguf([("general.file_type", 4, struct.pack("<I", 7))]))
+    with pytest.raises(InvalidRequest, match="is Q8_0 already"):
+        comparing.trial(config, WORKER, ("Q8_0",))
+
+
 def test_a_split_file_is_refused(config: Config) -> None:
     """Its first part alone says nothing."""
     (config.models_dir / "m.gguf").write_bytes(gguf([("split.count", 2, struct.pack("<H", 3))]))
@@ -403,7 +409,7 @@ def test_the_model_commands_know_source_and_choice(tmp_path: Path) -> None:
         refused = run("models", "remove", each, *auto, MODELS_DIR=str(tmp_path))
         assert refused.returncode == 65 and "tiers.fast uses it" in refused.stderr
     check = run("check", *auto, MODELS_DIR=str(tmp_path))
-    assert f"models.smollm2: {derived}, " in check.stdout and "Q8_0: 2.00 times as fast here" in check.stdout
+    assert f"models.smollm2: {derived}, " in check.stdout and "Q8_0, 2.00 times as fast here" in check.stdout
     explained = json.loads(run("check", "--explain", "--json", *auto, MODELS_DIR=str(tmp_path)).stdout)
     assert explained["weights"]["smollm2"]["file"] == derived
 

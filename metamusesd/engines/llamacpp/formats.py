@@ -31,12 +31,12 @@ FORMATS = {
 
 
 def candidates(header: Header) -> tuple[str, ...]:
-    """What may be faster than this file, and about as good. Requantizing makes no weight better: formats of more bits
-    than the source has are left out, all but Q8_0, whose kernels may pay for its size."""
+    """What may be faster than this file, and about as good. Requantizing makes no weight better: only those of fewer
+    bits, and Q8_0, whose kernels may pay for its size. Four bits made of four others were 15 to 45 % worse."""
     own = _nominal_bits(header.quantization)
     return tuple(
         name for name, form in FORMATS.items()
-        if name != header.quantization and (int(form.bits) <= own or name == "Q8_0") and _fits(header, form)
+        if name != header.quantization and (int(form.bits) < own or name == "Q8_0") and _fits(header, form)
     )  # fmt: skip
 
 
