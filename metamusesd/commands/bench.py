@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -58,7 +57,6 @@ def bench(args: argparse.Namespace) -> int:
     prompts = _numbers("--prompts", args.prompts or PROMPTS)
     _warn(config)
     if args.formats:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # gigabytes must not be left behind
         return _formats(config, workers, args)
     found = _measure(config, workers, prompts, args)
     if args.json:
@@ -144,6 +142,7 @@ def _formats(config: Config, workers: list[WorkerSpec], args: argparse.Namespace
     from metamusesd.commands import formats, screen
 
     tried = formats.check_formats(args.tried)
+    formats.clean_up_when_told_to_end()
     if not args.write:
         cli.complain("nothing will be kept; --write keeps what is chosen")
     found = {}

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def derive(config: Config, directory: Path, form: str) -> None:
     """For `models fetch`: the demo model on one core. `form`: auto, or a format that is taken whatever is measured."""
     if not (directory / DEMO_MODEL).is_file():
         raise ModelNotFound(f"{directory / DEMO_MODEL}: no such file; run `metamusesd models fetch smollm2`")
+    clean_up_when_told_to_end()
     demo = replace(config, models={"smollm2": Model(file=str(directory / DEMO_MODEL))},
                    tiers={"fast": Tier(model="smollm2")}, choices={})  # fmt: skip
     worker = WorkerSpec("fast-0", "fast", "smollm2", (max(os.sched_getaffinity(0)),))
@@ -232,7 +234,9 @@ def _call(trial: Trial, *arguments: str) -> str:
     command = [sys.executable, "-m", PROGRAM, *arguments]
     limit_s = LIMIT_S + LIMIT_S_A_BYTE * trial.source.stat().st_size
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit_s, check=False, preexec_fn=measuring.dying_with_us()
+        )
     except subprocess.TimeoutExpired as error:
         raise EngineFailed(f"{arguments[0]}: not done within {limit_s:.0f} s") from error
     if done.returncode:
@@ -323,6 +327,13 @@ def _left(chosen: Candidate) -> str:
     if chosen.form == SOURCE:
         return "no format is clearly faster at equal quality here"
     return f"{chosen.form} would be chosen; nothing is kept without --write"
+
+
+def clean_up_when_told_to_end() -> None:
+    """SIGTERM, or a terminal that is gone, is like Ctrl-C from now on: gigabytes must not be left behind."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, signal.default_int_handler)
 
 
 def check_formats(text: str) -> tuple[str, ...]:

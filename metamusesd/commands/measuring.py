@@ -1,12 +1,18 @@
-"""Stage 0 · command line · one model's figures on its cores, by a process of its own (engines/measure.py)."""
+"""Stage 0 · command line · one model's figures on its cores, by a process of its own (engines/measure.py).
+
+DANGER: Ctrl-C may come while a process is being started, before anybody could end it. Whatever is started here and in
+formats.py therefore dies with us: requantizing goes on for minutes, into files that nobody sees any more.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +22,7 @@ from metamusesd.engines.base import EngineSpec
 from metamusesd.errors import EngineFailed
 
 PROGRAM = "metamusesd.engines.measure"
+PR_SET_PDEATHSIG = 1
 
 
 def figures(worker: WorkerSpec, spec: EngineSpec, prompts: Sequence[int], streams: Sequence[int]) -> dict[str, Any]:
@@ -31,6 +38,18 @@ def figures(worker: WorkerSpec, spec: EngineSpec, prompts: Sequence[int], stream
     if "rss_bytes" not in found:
         raise EngineFailed(f"{worker.model}: the process that measured it died; try one model alone, or fewer streams")
     return found
+
+
+def dying_with_us() -> Callable[[], None]:
+    """For `preexec_fn`. Start from the main thread: the kernel sends the signal when the thread that forked ends."""
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return bind
 
 
 def _note(found: dict[str, Any], row: dict[str, Any]) -> None:
@@ -51,8 +70,9 @@ def _rows(worker: WorkerSpec, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         environ |= {"CUDA_VISIBLE_DEVICES": ",".join(worker.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     command = [sys.executable, "-m", PROGRAM]
     with subprocess.Popen(  # a process group of its own: Ctrl-C is ours to pass on
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, process_group=0
-    ) as child:
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, process_group=0,
+        preexec_fn=dying_with_us(),
+    ) as child:  # fmt: skip
         assert child.stdin is not None and child.stdout is not None
         try:
             child.stdin.write(json.dumps(plan))

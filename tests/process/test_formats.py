@@ -16,6 +16,7 @@ from metamusesd.config import DEMO_MODEL
 from metamusesd.job import Result
 from metamusesd.models import digest_of
 from tests.process.daemon_rig import Daemon
+from tests.process.supervisor_rig import until
 from tests.process.test_reload import order
 
 pytest.importorskip("llama_cpp")
@@ -149,7 +150,7 @@ def test_who_stops_the_comparison_finds_nothing_left_behind(tmp_path: Path, stag
         rest = process.stderr.read()
     assert process.returncode == 130 and "Traceback" not in rest, rest
     assert sorted(path.name for path in tmp_path.iterdir()) == [".digests.json", ".fetch.lock", DEMO_MODEL]
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in _words(path)]
+    until(lambda: not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in _words(path)])
 
 
 def _words(path: Path) -> str:
