@@ -46,6 +46,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's models_dir would come before the configuration's."""
+    monkeypatch.delenv("MODELS_DIR", raising=False)
+
+
 @pytest.fixture(scope="module")
 def derived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo model in two other formats."""
