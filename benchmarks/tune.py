@@ -9,7 +9,8 @@
 
 Every side is a process of its own (tune_child.py) that computes with the engine's Model and Context, pinned, and
 stopped while another is at work. Sides take turns at each piece of work, and their order turns round by round. Where
-every side is one thread, its processor time is what counts, and not what others do on its core.
+every side is one thread, its processor time is what counts, and not what others do on its core; elsewhere the quickest
+of three tries.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.report import Report, compare
 from benchmarks.tune_child import Knobs, Work, plain
 
 MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+TRIES = 3
 CHILD = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "benchmarks.tune_child"]
 
 
@@ -173,6 +175,11 @@ def _team(side: Side) -> Iterator[list[Child]]:
 
 
 def _seconds(team: Sequence[Child], task: Task, clock: str) -> float:
+    """By the clock the quickest of some tries counts: a busy neighbour only ever makes one slower."""
+    return min(_once(team, task, clock) for _ in range(1 if clock == "computed_s" else TRIES))
+
+
+def _once(team: Sequence[Child], task: Task, clock: str) -> float:
     """Of the one that takes longest. Every worker has one thing at a time."""
     piles = task.shares(len(team))
     spent_s = [0.0] * len(team)
