@@ -53,10 +53,3 @@ def load_rows(bench: Bench, case: str, found: list[list[Load | None]], bars: Bar
         pairs = [pair(turn, figure) for turn in found]
         row = compare(metric, case, unit, pairs, against=against or bench.yardstick_name, bar=bar)
         bench.report.rows.append(row)
-
-
-def shares(turn: list[Load | None], plain: list[Load | None]) -> tuple[float | None, float | None]:
-    """Each side's rate as a share of its own plain rate in the same round."""
-    pairs = zip(turn, plain, strict=True)
-    ours, theirs = (one.tokens_per_s / base.tokens_per_s if one and base else None for one, base in pairs)
-    return ours, theirs

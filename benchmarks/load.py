@@ -66,6 +66,7 @@ class Server(Protocol):
     """A running side of the comparison."""
 
     name: str
+    pid: int  # its processes are this one and those below it
 
     async def ask(self, ask: Ask, sample: Sample) -> None:
         """Send `ask`, fill `sample` while tokens arrive; cancelling the call cancels the request."""

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import machine, page_cache
 from benchmarks.engine import pair
+from benchmarks.engine_features import Cost, shares
 from benchmarks.engine_long import Rates, rates
-from benchmarks.engine_loops import shares
 from benchmarks.engine_schema import made_schema
 from benchmarks.engine_slots import slope
 from benchmarks.load import Ask, Load, Prompts, Sample
@@ -52,11 +52,11 @@ def test_the_same_bias_on_both_sides() -> None:
 
 
 def test_a_share_is_of_the_same_side_and_round() -> None:
-    """A side that did not run has none."""
-    plain, half = (Load([Sample(tokens=tokens)], 2.0) for tokens in (100, 50))
-    assert pair([plain, None], lambda load: load.tokens_per_s) == (50.0, None)
-    assert shares([half, plain], [plain, half]) == (0.5, 2.0)
-    assert shares([half, None], [plain, None]) == (0.5, None)
+    """By rate and by processor time; a side that did not run has none."""
+    plain, half = (Cost(Load([Sample(tokens=tokens)], 2.0), cpu_s=1.0) for tokens in (100, 50))
+    assert pair([plain, None], lambda cost: cost.rate) == (50.0, None)
+    assert shares([half, plain], [plain, half], lambda cost: cost.rate) == (0.5, 2.0)
+    assert shares([half, None], [plain, None], lambda cost: cost.token_ms) == (2.0, None)
 
 
 def test_prompts_of_one_seed_are_the_same_and_begin_differently() -> None:
