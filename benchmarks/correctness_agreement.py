@@ -19,7 +19,7 @@ from benchmarks.correctness_prompts import requests
 from benchmarks.report import Row, absolute
 from metamusesd.engines.llamacpp import load
 
-BATCHES = (1, 4, 16)
+BATCHES = {"f16": (1, 4, 16), "q8_0": (16,)}  # by the type of the KV cache, which is the same on both sides
 CELLS = 768  # the longest prompt fits, and not much more
 ANSWER_TOKENS = 16
 QUICK_EVERY = 10  # prompts: one of so many
@@ -34,22 +34,27 @@ class Tally:
 
 
 def run(bench: Bench) -> None:
-    """Rows by batch size."""
+    """Rows by batch size; then with KV in 8 bit."""
+    for kind, batches in BATCHES.items():
+        reference = Reference(bench.model, CONTEXT, kind=kind, gpu_layers=bench.gpu_layers)
+        for slots in batches:
+            _compare(bench, reference, slots, kind)
+        reference.close()
+
+
+def _compare(bench: Bench, reference: Reference, slots: int, kind: str) -> None:
     asked = requests(ANSWER_TOKENS)[:: QUICK_EVERY if bench.quick else 1]
-    reference = Reference(bench.model, CONTEXT, gpu_layers=bench.gpu_layers)
-    for slots in BATCHES:
-        engine = load(bench.spec(slots, context=CELLS, kv_cells=CELLS))
-        crowd = Crowd(engine)
-        answers = crowd.answers(asked)
-        limit, ends = limit_of(bench, engine.info.architecture), engine._ends  # type: ignore[attr-defined]
-        engine.close()
-        tally = Tally()
-        for answer in answers:
-            judge(reference, answer, limit, ends, tally)
-        case = f"{len(asked)} prompts, batch {slots}"
-        bench.report.rows += [absolute(name, case, "", [count]) for name, count in crowd.counts.items()]
-        bench.report.rows += _rows(tally, case, limit)
-    reference.close()
+    engine = load(bench.spec(slots, context=CELLS, kv_cells=CELLS, kv_cache_type=kind))
+    crowd = Crowd(engine)
+    answers = crowd.answers(asked)
+    limit, ends = limit_of(bench, engine.info.architecture), engine._ends  # type: ignore[attr-defined]
+    engine.close()
+    tally = Tally()
+    for answer in answers:
+        judge(reference, answer, limit, ends, tally)
+    case = f"{len(asked)} prompts, batch {slots}" + ("" if kind == "f16" else f", {kind} KV")
+    bench.report.rows += [absolute(name, case, "", [count]) for name, count in crowd.counts.items()]
+    bench.report.rows += _rows(tally, case, limit)
 
 
 def judge(reference: Reference, answer: Answer, limit: float, ends: frozenset[int], tally: Tally) -> None:
