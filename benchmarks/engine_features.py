@@ -43,7 +43,7 @@ Turn = dict[str, list[Cost | None]]  # by style: ours, the yardstick's
 
 async def features(bench: Bench) -> None:
     """The output rate of every style. All of them take turns within a round, so that a drifting machine hurts all."""
-    each = 1 if bench.quick else 3
+    each = 1 if bench.quick else 2
     asks = {
         style: [bench.prompts.asks(CONCURRENCY * each, output_tokens(bench), style=style) for _ in range(bench.rounds)]
         for style in STYLES
