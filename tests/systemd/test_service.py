@@ -65,8 +65,8 @@ def test_jobs_are_served_without_privileges_on_their_cores(service: Service) -> 
 def test_hardening_leaves_redis_and_the_embedder_their_work(service: Service) -> None:
     """Redis forks and rewrites its file; the semantic cache learns and finds; nothing complains of a refused call."""
     with service.client() as client:
-        greedy = {"temperature": 0.0}  # a drawn answer may have a flaw, and is not kept then
-        ask = {"user_query": "What is the capital of France?", "user_address": "a", "params": greedy}
+        ends = {"temperature": 0.0, "stop": [",", "."]}  # an answer that is cut, or loops, is not kept
+        ask = {"user_query": "What is the capital of France?", "user_address": "a", "params": ends}
         first = client.execute(ask, 60)
         until(lambda: service.status()["vectors"]["entries"] >= 1, 30, "the answer is learnt")
         again = client.execute(ask | {"user_query": "What's the capital of France?", "user_address": "b"}, 60)
