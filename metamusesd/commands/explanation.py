@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from metamusesd.commands import estimate, screen
-from metamusesd.commands.machine import memory_limit
 from metamusesd.config import EMBEDDED, Config
 from metamusesd.config.origins import Origin
 from metamusesd.control import WorkerSpec
 from metamusesd.dispatcher.router import acceptable, routing_rules_of, views_of
+from metamusesd.supervisor.cgroup import memory_limit
 from metamusesd.supervisor.cpus import Cores
 from metamusesd.supervisor.placement import Placement
 from metamusesd.tiers import DOMAINS, GENERAL_TIERS

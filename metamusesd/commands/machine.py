@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from metamusesd.supervisor.cgroup import memory_limit
 from metamusesd.supervisor.cpus import Cores, parse_list, usable_cores
 from metamusesd.supervisor.proc import TICKS_S
 
@@ -19,7 +20,6 @@ ROOT = Path("/")
 CPUS = "sys/devices/system/cpu"
 SAMPLE_S = 0.5
 UNSYNCHRONIZED = 0x40  # STA_UNSYNC of adjtimex(2)
-NO_LIMIT = 1 << 60  # cgroup v1 has no word for it, only a huge number
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def look(pid: int | None = None, root: Path = ROOT, sample_s: float = SAMPLE_S) 
         {number: word for number in numbers
          if (word := _text(root / CPUS / f"cpu{number}/cpufreq/scaling_governor"))},
         _busy(work, work_later, passed_s), float((_text(root / "proc/loadavg") or "0").split()[0]),
-        ticks[7] / max(sum(ticks), 1) if len(ticks) > 7 else 0.0, _memory(root), memory_limit(root, pid),
+        ticks[7] / max(sum(ticks), 1) if len(ticks) > 7 else 0.0, _memory(root), memory_limit(root, pid or 0),
         _chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")), _limits(root, pid), _synchronized(),
         (later[0] - clocks[0]) - (later[1] - clocks[1]),
         tuple(str(path) for path in sorted((root / "dev").glob("nvidia[0-9]*"))), _gpu_ids(root),
@@ -85,21 +85,6 @@ def _cores(root: Path, pid: int | None) -> Cores:
         return usable_cores(root, pid or 0)
     except ProcessLookupError:
         return usable_cores(root)
-
-
-def memory_limit(root: Path = ROOT, pid: int | None = None) -> int | None:
-    """Bytes that the cgroup may use: the least of the group and its parents; v2, then v1. None: no limit."""
-    found: list[int] = []
-    for line in _text(root / f"proc/{pid or 'self'}/cgroup").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        group = Path(path.strip().lstrip("/"))
-        texts = (_text(top / each / name) for each in (group, *group.parents))
-        found += [int(text) for text in texts if text.isdigit()]
-    return min((limit for limit in found if limit < NO_LIMIT), default=None)
 
 
 def _text(path: Path) -> str:

@@ -6,7 +6,8 @@ only step thread; `prepare` may run on another thread while a step computes, so 
     prepare(task) ──► Prepared ──► admit(prepared) ──► step() … step() ──► Finished
     (validate, template, tokenize)     │   ▲             └ cancel(handle) at any time between steps
                                        ▼   │
-                                   interrupted(handle)?  a long step may ask whether that sequence is still wanted
+                                   interrupted(handle)?  a long step may ask whether that sequence is still wanted,
+                                   urgent(priority)?     and whether a job of a higher class waits for its end
 
 Nothing that a request carries may crash the process: every refusal is a RequestError raised by `prepare`, or NoCapacity
 raised by `admit`, which changes nothing.
@@ -104,6 +105,7 @@ class Prepared:
 
 Progress = Callable[[float], None]  # told how much of a model is loaded, 0 to 1
 Interrupted = Callable[[int], bool]  # whether nobody wants the sequence of this handle any more; raises nothing
+Urgent = Callable[[Priority], bool]  # whether a job of a higher class than this one has come meanwhile; raises nothing
 Event = Token | Finished  # what a step yields; both travel to the dispatcher as they are, see wire.py
 
 
@@ -130,6 +132,11 @@ def never(_: int) -> bool:
     return False
 
 
+def nobody(_: Priority) -> bool:
+    """No job of a higher class waits for the end of a step."""
+    return False
+
+
 class Engine(Protocol):
     """See the module's docstring for who calls what, when."""
 
@@ -150,11 +157,12 @@ class Engine(Protocol):
     def busy(self) -> bool:
         """True while a call of `step` would compute something."""
 
-    def step(self, interrupted: Interrupted = never) -> list[Event]:
+    def step(self, interrupted: Interrupted = never, urgent: Urgent = nobody) -> list[Event]:
         """Compute one batch: prefill chunks and one token of each running sequence. Blocks for one step only.
 
-        `interrupted` may be asked on the same thread, as seldom as the engine likes; it touches no engine. After a yes
-        the step may end without having computed anything for that sequence, which lives on until it is cancelled.
+        `interrupted` and `urgent` may be asked on the same thread, as seldom as the engine likes; they touch no engine.
+        After a yes the step may end without having computed anything for that sequence, which lives on until it is
+        cancelled.
         """
 
     def statistics(self) -> EngineStatistics:

@@ -33,7 +33,9 @@ from metamusesd.engines.base import (
     ModelInfo,
     Prepared,
     Task,
+    Urgent,
     never,
+    nobody,
 )
 from metamusesd.errors import ContextOverflow, EngineFailed, InvalidRequest, NoCapacity
 from metamusesd.job import InferenceRequest, Priority
@@ -123,7 +125,7 @@ class EchoEngine:
         """See Engine."""
         return bool(self._held)
 
-    def step(self, interrupted: Interrupted = never) -> list[Event]:
+    def step(self, interrupted: Interrupted = never, urgent: Urgent = nobody) -> list[Event]:
         """See Engine. Its steps are short: nobody is asked."""
         started_ns = time.monotonic_ns()
         events: list[Event] = []

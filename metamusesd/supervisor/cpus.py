@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from metamusesd.supervisor.cgroup import Group, groups
+
 ONE_NODE: Mapping[int, int] = {}
 QUICK_SHARE = 0.8  # a core with less than this of the best one's capacity is a slow one
 
@@ -121,34 +123,16 @@ def _slow(root: Path) -> set[int]:
 
 def _quota(root: Path, pid: int = 0) -> float | None:
     """CPUs that the cgroup's quota pays for: the least of the group and its parents; v2, then v1."""
-    try:
-        lines = (root / f"proc/{pid or 'self'}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    groups = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
-    quotas = [_quota_v2(directory) for directory in _upwards(root / "sys/fs/cgroup", groups.get("", ""))]
-    for controllers, path in groups.items():
-        if "cpu" in controllers.split(","):
-            quotas += [_quota_v1(directory) for directory in _upwards(root / "sys/fs/cgroup/cpu", path)]
+    quotas = (_paid(group) for found in groups("cpu", root, pid) for group in found)
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _upwards(top: Path, path: str) -> list[Path]:
-    relative = Path(path.lstrip("/"))
-    return [top / relative, *(top / parent for parent in relative.parents)]
-
-
-def _quota_v2(directory: Path) -> float | None:
-    try:
-        quota, period = (directory / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+def _paid(group: Group) -> float | None:
+    """Of one group. No quota is `max` in version two, and -1 in version one."""
+    if group.version == 2:
+        words = group.text("cpu.max").split()
+    else:
+        words = [group.text(f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    if len(words) != 2 or not all(word.isdigit() for word in words):
         return None
-
-
-def _quota_v1(directory: Path) -> float | None:
-    try:
-        quota, period = (int((directory / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return quota / period if quota > 0 else None
-    except (OSError, ValueError):
-        return None
+    return int(words[0]) / int(words[1]) if int(words[0]) and int(words[1]) else None

@@ -7,13 +7,15 @@ gone, and a container may hide any of these files.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from metamusesd.supervisor.cgroup import Group, groups, memory_left
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_S = os.sysconf("SC_CLK_TCK")
 STAT_BYTES = 2048  # no process' line is longer
+KILLS = {2: "memory.events", 1: "memory.oom_control"}  # by version of the cgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,37 +57,24 @@ def private_bytes(pid: int, root: Path = Path("/")) -> int:
 
 def memory_kills(root: Path = Path("/")) -> int:
     """How often the kernel has killed for want of memory: on this host, and in our own cgroup. It only grows."""
-    return sum(_counted(path, "oom_kill") for path in _counters(root))
+    own = [found[0] for found in groups("memory", root)]
+    return Group(2, root / "proc").counted("vmstat", "oom_kill") + sum(
+        group.counted(KILLS[group.version], "oom_kill") for group in own
+    )
 
 
-def _counters(root: Path) -> Iterator[Path]:
-    yield root / "proc/vmstat"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            yield root / "sys/fs/cgroup" / path.strip().lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            yield root / "sys/fs/cgroup/memory" / path.strip().lstrip("/") / "memory.oom_control"
+def available_bytes(files: int = 0, root: Path = Path("/")) -> int:
+    """Memory that could be taken without swapping, and without a kill by our cgroup's limit; 0: unknown.
 
-
-def _counted(path: Path, name: str) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    found = (line.partition(" ")[2] for line in lines if line.startswith(f"{name} "))
-    return sum(int(text) for text in found if text.isdigit())
-
-
-def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that could be taken without swapping; 0: unknown. A cgroup's own limit is not counted."""
+    `files`: bytes of what will be taken that are a file's pages. They need memory of the host; a cgroup that is full
+    drops such pages, or another group has them already, so they do not count against its limit.
+    """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, ValueError, IndexError, StopIteration):
-        return 0
+        there = 0
+    left = memory_left(root)
+    if left is None:
+        return there
+    return max(1, min(there or left + files, left + files))  # not 0, which would say that nothing is known

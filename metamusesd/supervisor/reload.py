@@ -25,9 +25,8 @@ from metamusesd.log import Logger
 from metamusesd.supervisor.changes import makings
 from metamusesd.supervisor.nursery import Nursery
 from metamusesd.supervisor.placement import Placement
-from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.retire import GRACE_S, Retiring
-from metamusesd.supervisor.room import needed_bytes
+from metamusesd.supervisor.room import fits
 from metamusesd.supervisor.slot import Slot, exit_text
 from metamusesd.supervisor.spec import ChildSpec, Entries, Kind
 
@@ -186,7 +185,7 @@ class Reload:
         others = {core for each in self._nursery.workers if each.spec.worker for core in each.spec.worker.cores}
         if len(worker.cores) > 1 and others.intersection(worker.cores):
             return False
-        return needed_bytes(wanted.config, [worker.model], slot.private_bytes) <= available_bytes()
+        return fits(wanted.config, [worker.model], slot.private_bytes)
 
     def _part_with(self, slot: Slot) -> Way:
         slot.parked = True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from metamusesd.board import Board, SlotStatus
 from metamusesd.config import Config, is_model
 from metamusesd.models import size_of
+from metamusesd.supervisor.proc import available_bytes
 from metamusesd.supervisor.slot import Slot
 
 MARGIN_BYTES = 256 << 20  # left free
@@ -22,10 +23,16 @@ MIB = 1 << 20
 Freed = Callable[[Slot], int]  # what comes back when that slot's process goes
 
 
-def needed_bytes(config: Config, models: Iterable[str], private_bytes: int) -> int:
-    """Each model's file once, since workers share it, what they have of their own, and the margin."""
+def file_bytes(config: Config, models: Iterable[str]) -> int:
+    """Of the models' files, each once, since workers share them."""
     files = {config.model_path(config.models[name]) for name in models if config.models[name].file}
-    return sum(size_of(path) for path in files if is_model(path)) + private_bytes + MARGIN_BYTES
+    return sum(size_of(path) for path in files if is_model(path))
+
+
+def fits(config: Config, models: Iterable[str], private_bytes: int) -> bool:
+    """Whether there is memory for workers that have so much of their own. Unknown: no."""
+    files = file_bytes(config, models)
+    return files + private_bytes + MARGIN_BYTES <= available_bytes(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +53,28 @@ class Shortage:
 
 
 class Room:
-    """For workers that sleep and want to come. `available`: bytes of main memory that a load may take; 0: unknown."""
+    """For workers that sleep and want to come. `available`: bytes of main memory that a load may take, so many of
+    them a file's (see proc.available_bytes); 0: unknown."""
 
-    def __init__(self, config: Config, board: Board, workers: Sequence[Slot], available: Callable[[], int]) -> None:
+    def __init__(self, config: Config, board: Board, workers: Sequence[Slot], available: Callable[[int], int]) -> None:
         self.config = config
         self._board, self._workers, self._available = board, workers, available
 
     def needs(self, slots: Sequence[Slot]) -> int:
         """Of main memory, with what they had of their own when they fell asleep. A model on a GPU is there alone."""
+        return self._files(slots) + sum(slot.private_bytes for slot in slots) + MARGIN_BYTES
+
+    def _files(self, slots: Sequence[Slot]) -> int:
         workers = [slot.spec.worker for slot in slots if slot.spec.worker]
         models = [worker.model for worker in workers if worker.model in self.config.models and not worker.gpus]
-        return needed_bytes(self.config, models, sum(slot.private_bytes for slot in slots))
+        return file_bytes(self.config, models)
 
     def fitting(
         self, slots: Sequence[Slot], coming: Sequence[Slot], now_s: float
     ) -> tuple[list[Slot], Shortage | None]:
         """Which of these may come now, beside those that are on their way; if none, what keeps them, as far as known:
         those on one GPU wait for it, the others come."""
-        needed, there = self.needs(slots), self._available()
+        needed, there = self.needs(slots), self._available(self._files(slots))
         there = max(1, there - self.needs(coming)) if there and coming else there
         if there and needed > there:
             return [], Shortage("memory", needed, there, lambda slot: slot.private_bytes)

@@ -28,11 +28,11 @@ FULL_PAUSE_S = 15.0  # after a GPU was full with what is not ours
 
 
 class Sleeping:
-    """All tiers that may sleep. `available`: bytes that a load may take."""
+    """All tiers that may sleep. `available`: see Room."""
 
     def __init__(
         self, config: Config, board: Board, workers: Sequence[Slot], dispatcher: Slot, retiring: Retiring, log: Logger,
-        available: Callable[[], int] = available_bytes,
+        available: Callable[[int], int] = available_bytes,
     ) -> None:  # fmt: skip
         self._room = Room(config, board, workers, available)
         self.waits: dict[str, str] = {}  # by tier that is wanted and cannot come: why

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from metamusesd.errors import WireError
-from metamusesd.wire import Frame, FrameReader, encode
+from metamusesd.wire import Frame, FrameReader, Generate, encode
 
 READ_BYTES = 256 * 1024
 FULL_BYTES = 4 * 1024 * 1024
@@ -66,8 +66,14 @@ class Pipe:
                 self._heard.extend(self._read())
             except (EOFError, WireError) as error:
                 self._over = error
-        cancels = [payload for frame, payload in self._heard if frame is Frame.CANCEL]
-        return self._over is not None, [handle for handles in cancels for handle in handles]
+        return self._over is not None, [handle for handles in self._heard_of(Frame.CANCEL) for handle in handles]
+
+    def orders(self) -> list[Generate]:
+        """The jobs that `listen` has heard of, and `receive` has not handed out yet."""
+        return [order for orders in self._heard_of(Frame.GENERATE) for order in orders]
+
+    def _heard_of(self, kind: Frame) -> list[Any]:
+        return [payload for frame, payload in self._heard if frame is kind]
 
     @property
     def heard(self) -> bool:

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class Preparing:
         self.pending = 0  # handed in and not yet taken
         self._engine, self._wanted = engine, wanted
         self._orders: queue.SimpleQueue[tuple[int, Generate, int] | None] = queue.SimpleQueue()
-        self._made: queue.SimpleQueue[Made] = queue.SimpleQueue()
+        self._made: deque[Made] = deque()
         self._thread: threading.Thread | None = None
         self._since_ns = 0  # when the present work began; 0: none
 
@@ -70,10 +71,17 @@ class Preparing:
     def take(self) -> list[Made]:
         """What is ready, in the order of the calls."""
         made = []
-        while not self._made.empty():
-            made.append(self._made.get())
+        while self._made:
+            made.append(self._made.popleft())
         self.pending -= len(made)
         return made
+
+    def orders(self) -> list[Generate]:
+        """Those that `take` would give, or some of them: the other thread may be adding one."""
+        try:
+            return [made.order for made in self._made]
+        except RuntimeError:
+            return []
 
     def stuck_s(self) -> float:
         """How long the thread has been at its present work."""
@@ -104,7 +112,7 @@ class Preparing:
             self._since_ns = time.monotonic_ns()
             epoch, order, deadline_ns = work
             wanted = self._wanted(epoch, order.handle)
-            self._made.put(_make(self._engine, *work, None) if wanted else Made(epoch, order, deadline_ns))
+            self._made.append(_make(self._engine, *work, None) if wanted else Made(epoch, order, deadline_ns))
             self._since_ns = 0
             self.wake()
 

@@ -2,7 +2,8 @@
 
     control socket ─► a link (fd, epoch): drop the old epoch's sequences, then HELLO
     pipe           ─► GENERATE: prepare ─► admit · CANCEL: drop · RAISE    while busy: looked at, never waited for
-    engine.step()  ─► one EVENTS frame for all sequences · the board row    a long one asks whether it is still wanted
+    engine.step()  ─► one EVENTS frame for all sequences · the board row    a long one asks whether it is still wanted,
+                                                                            and whether a higher class waits
 
 One thread does all of this; only `prepare` may run beside it (see preparing.py). The loop ends when the control socket
 does, or on SIGTERM: the dispatcher has drained before, so there is nothing to save.
@@ -44,7 +45,7 @@ class Worker:
         self._raised: dict[int, Priority] = {}  # of those of them that got a higher class meanwhile
         self._unmade: set[int] = set()  # of this epoch, with the other thread: also cancelled ones, they may crash us
         self._selector = selectors.DefaultSelector()
-        self._leaving = False
+        self._leaving = self._broken_off = False
         channel.setblocking(False)
         self._selector.register(channel, selectors.EVENT_READ, self._on_control)
         self._selector.register(self._preparing.fd, selectors.EVENT_READ, self._on_prepared)
@@ -89,8 +90,9 @@ class Worker:
         return self._pipe is not None and self._pipe.heard
 
     def _step(self) -> None:
+        self._broken_off = False
         try:
-            events: list[Any] = self._engine.step(self._interrupted)
+            events: list[Any] = self._engine.step(self._interrupted, self._urgent)
         except MetamusesdError as error:
             events = self._fail_all(error)
         self._release(events)
@@ -103,6 +105,15 @@ class Worker:
             return True
         over, cancelled = self._pipe.listen()
         return over or handle in cancelled
+
+    def _urgent(self, priority: Priority) -> bool:
+        """Asked likewise: has a job of a higher class come, that waits for the end of this step?"""
+        if self._pipe is None:
+            return False
+        self._pipe.listen()
+        orders = [*self._pipe.orders(), *self._preparing.orders()]
+        self._broken_off = any(order.priority > priority for order in orders)
+        return self._broken_off
 
     def _fail_all(self, error: MetamusesdError) -> list[Any]:
         """The batch could not be computed: every sequence of it ends with the error and may be tried elsewhere."""
@@ -195,7 +206,7 @@ class Worker:
 
     def _on_frame(self, frame: Frame, payload: Any, epoch: int) -> None:
         if frame is Frame.GENERATE:
-            idle = not self._engine.busy()
+            idle = self._broken_off or not self._engine.busy()  # nobody is stalled by what is prepared at once
             self._send([event for order in payload if (event := self._take(order, epoch, idle))])
         elif frame is Frame.CANCEL:
             self._send([event for handle in payload if handle in self._held and (event := self._cancel(handle))])

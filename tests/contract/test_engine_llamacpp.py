@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from metamusesd.engines.base import EngineSpec, Finished, Task, Token
+from metamusesd.engines.base import EngineSpec, Finished, Task, Token, never
 from metamusesd.engines.llamacpp.rates import Rates
 from metamusesd.errors import (
     ContextOverflow,
@@ -205,6 +205,30 @@ def test_an_interrupted_prompt_that_lives_on_is_computed_again(engine: Any) -> N
         events = engine.step(lambda _: bool(yes and yes.pop()))
         run.hear(events)
     assert not yes
+    assert run.ends[handle].completion_tokens == 12
+    agrees(engine)
+
+
+@ON_CPU_ONLY
+@pytest.mark.usefixtures("curious")
+def test_a_prompt_gives_way_in_its_chunk(engine: Any) -> None:
+    """To a higher class, which then is served first; once it has yielded for long enough, to nobody any more."""
+    query = " ".join(f"chapter {number}" for number in range(60)) + " What comes next?"
+    run, asked = Run(engine), list[Priority]()
+    handle = run.admit(query, Priority.HIGH, params={"ignore_eos": True})
+    sequence = engine._live[engine._orders[handle]]
+    assert engine.step(never, lambda priority: bool(asked.append(priority) or len(asked) == 50)) == []
+    assert asked == [Priority.HIGH] * 50 and sequence.hold.past == sequence.cached and sequence.yielded_s > 0
+    agrees(engine)
+    urgent = run.admit("Count.", Priority.CRITICAL, params={"max_tokens": 2})
+    run.hear(engine.step(never, lambda priority: priority < Priority.CRITICAL))
+    assert run.texts[urgent] and sequence.hold.past == sequence.cached
+    while urgent not in run.ends:
+        run.step()
+    sequence.immune = True
+    run.hear(engine.step(never, lambda _: True))
+    assert sequence.hold.past > sequence.cached
+    run.finish()
     assert run.ends[handle].completion_tokens == 12
     agrees(engine)
 

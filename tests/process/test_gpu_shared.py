@@ -10,6 +10,7 @@ import pytest
 
 from metamusesd.config import DEMO_MODEL
 from tests.process.daemon_rig import Daemon
+from tests.process.test_reload import order
 
 MODELS = Path(os.environ.get("MODELS_DIR") or Path(__file__).parents[2] / "models")
 CONFIG = """
@@ -69,3 +70,21 @@ async def test_who_is_wanted_gets_it(daemon: Shared) -> None:
             ask = {"user_query": f"Hello {number}.", "tier": tier, "params": {"max_tokens": 4}}
             result = await client.execute(ask, 30)
             assert (result.state, result.tier) == ("done", tier), daemon.tail()
+
+
+async def test_a_reload_leaves_who_has_no_room_asleep(daemon: Shared) -> None:
+    """What differs is a model of a tier that sleeps, and its GPU is full with another one's: that is no reason to go
+    back. It comes, as the new configuration has it, when it is wanted."""
+    async with daemon.client() as client:
+        assert (await client.execute({"user_query": "Hello.", "tier": "medium", "params": {"max_tokens": 4}}, 30)).tier
+        daemon.until(lambda status: [worker["status"] for worker in status["workers"]] == ["asleep", "ready"])
+        holder = daemon.pid("medium-0")
+        text = daemon.config.read_text()
+        daemon.config.write_text(text.replace("slots = 2\nidle_unload_s = 0.3", "slots = 3\nidle_unload_s = 0.3"))
+        code, said = await order(daemon, "reload")
+        assert (code, said.splitlines()[-1]) == (0, "reloaded"), said
+        assert [worker["status"] for worker in daemon.status()["workers"]] == ["asleep", "ready"]
+        assert daemon.pid("medium-0") == holder
+        result = await client.execute({"user_query": "And now?", "tier": "fast", "params": {"max_tokens": 4}}, 30)
+    assert (result.state, result.tier, result.attempt) == ("done", "fast", 1), daemon.tail()
+    assert [worker["slots"] for worker in daemon.status()["workers"] if worker["name"] == "fast-0"] == [3]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def change(daemon: Daemon, *pairs: tuple[str, str]) -> None:
 
 async def order(daemon: Daemon, *words: str) -> tuple[int, str]:
     """A command of ours: its exit code, and what it printed."""
-    command = [*daemon.command()[:3], *words, "--config", str(daemon.config)]
+    command = [sys.executable, "-m", "metamusesd", *words, "--config", str(daemon.config)]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

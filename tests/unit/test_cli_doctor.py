@@ -149,15 +149,6 @@ def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path) -> None:
     assert worst(list(symptoms.of_cores(seen, []))) == "ok"
 
 
-def test_the_memory_limit_of_cgroup_v1_is_found(tmp_path: Path) -> None:
-    """The least of the group and its parents; its huge number for `no limit` is none."""
-    kernel(tmp_path, **{
-        "proc/self/cgroup": "8:pids:/x\n4:memory:/a/b\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "8192\n",
-        "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "9223372036854771712\n",
-    })  # fmt: skip
-    assert machine.memory_limit(tmp_path) == 8192
-
-
 def test_a_running_daemon_is_judged_by_its_own_cgroup_and_cores(tmp_path: Path) -> None:
     """Doctor's own shell may be confined otherwise; a daemon that has just left is no error."""
     files = {f"proc/{os.getpid()}/cgroup": "0::/d\n", "proc/self/cgroup": "0::/s\n"}

@@ -13,9 +13,11 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
    On a CPU the chunk is a batch of its own: two prompt tokens that rode on two decodes cost as much as six alone.
    On a GPU prompts ride on the decode batch, several at once, as many as the same time allows: a batch costs one pass
    over the weights, and nobody has to sit out.
-5. No step is planned longer than `STEP_CAP_S`, because cancels and critical jobs wait for its end; only where no stream
-   takes part may one large chunk take up to `LARGE_CAP_S`, for small ones cost a quarter more in sum, and twice as much
-   behind a long prompt. A cancel breaks it off on a CPU; a critical job waits for its end.
+5. No step is planned longer than `STEP_CAP_S`, because what comes waits for its end; only a prompt in a step without
+   streams may have large chunks, of `LARGE_CAP_S` together, for small ones cost up to twice as much behind a long
+   prompt. A cancel breaks them off, and so does a job of a higher class; where it must not, because what was computed
+   could not be taken back or the prompt has yielded for long enough, they take `FIRM_CAP_S` at most, and also where
+   somebody yields to them, for whom there is a limit.
 6. Where chunks have a fixed length, it counts alone: how a prompt is cut must not depend on the clock.
 """
 
@@ -28,7 +30,8 @@ from metamusesd.engines.llamacpp.rates import LARGE_CHUNK
 STEP_CAP_S = 0.1
 FLOOR_S = 0.04  # of prefill in a step: few streams decode so quickly that their share is all overhead
 MIXED_FLOOR_S = 0.02  # the same where prompts ride along
-LARGE_CAP_S = 0.35
+LARGE_CAP_S = 1.0
+FIRM_CAP_S = 0.35
 CREDIT_CAP_S = 1.0
 LEAST_CHUNK = 2  # tokens
 
@@ -58,6 +61,7 @@ class Budget:
     large_s: float  # the same in a chunk of LARGE_CHUNK tokens and more
     prefill_ratio: float
     credit_s: float
+    large_cap_s: float  # of a prompt in a step without streams
     chunk: int = 0  # tokens of every prompt chunk; 0: as many as fit the time
 
 
@@ -134,11 +138,13 @@ def _riding(waiting: list[View], decodes: int, budget: Budget) -> tuple[tuple[in
 
 
 def _alone(prompt: View, budget: Budget) -> int:
-    """How many tokens of the prompt make a step without streams. One prompt a step: see rule 3."""
+    """How many tokens of the prompt make a step without streams: all that are left, or large chunks and no odd end,
+    which would be slow. One prompt a step: see rule 3."""
     small = int((STEP_CAP_S - budget.chunk_s) / budget.prefill_s)
-    quick = int((STEP_CAP_S - budget.chunk_s) / budget.large_s) // LARGE_CHUNK * LARGE_CHUNK
-    large = min(LARGE_CHUNK, int((LARGE_CAP_S - budget.chunk_s) / budget.large_s))
-    return min(max(small, quick, large, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
+    large = min(int((budget.large_cap_s - budget.chunk_s) / budget.large_s), budget.chunk_limit)
+    if LARGE_CHUNK < large < prompt.remaining:
+        large -= large % LARGE_CHUNK
+    return min(max(small, large, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
 
 
 def earned_s(credit_s: float, plan_: Plan, took_s: float, ratio: float) -> float:

@@ -15,6 +15,7 @@ with, copied into or evicted for. docs/engines.md says what that costs.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,9 @@ from metamusesd.engines.base import (
     Progress,
     Task,
     Token,
+    Urgent,
     never,
+    nobody,
 )  # fmt: skip
 from metamusesd.engines.llamacpp import batch, pages
 from metamusesd.engines.llamacpp.calibrate import calibrate
@@ -41,11 +44,12 @@ from metamusesd.engines.llamacpp.native import ABORTED, Context, Model
 from metamusesd.engines.llamacpp.prefixes import Prefixes
 from metamusesd.engines.llamacpp.prepare import LlamaPrepared, Preparer, dead_end
 from metamusesd.engines.llamacpp.rates import Rates
-from metamusesd.engines.llamacpp.sampling import describe, log_probabilities
 from metamusesd.engines.llamacpp.sequence import Entry, Sequence, in_order, new_sequence
+from metamusesd.engines.llamacpp.spelling import Spelling
 from metamusesd.errors import EngineFailed, ModelLoadFailed, NoCapacity
 from metamusesd.job import Priority
 
+BrokenOff = Callable[[Sequence], bool]
 EXACT_CHUNK = 32  # prompt tokens of every step in the mode `deterministic`
 CACHED_SEQUENCES = 16
 IDLE_CELLS = 1280  # cached and unused: 1 024 of them made a decode step 4 % dearer, 2 048 9 %
@@ -77,8 +81,7 @@ class LlamaEngine:
         self._prefixes = Prefixes(self._memory, shares)
         self._preparer = Preparer(self._model, spec, context)
         self._ends = self._model.end_tokens()
-        self._pieces: dict[int, bytes] = {}
-        self._hidden = self._ends | self._structural()
+        self._spelling = Spelling(self._model, self._ends, self._preparer.template.source)
         self._live: dict[int, Sequence] = {}  # by order of admission
         self._orders: dict[int, int] = {}  # handle → order
         self._order = 0
@@ -103,11 +106,6 @@ class LlamaEngine:
             vocabulary=model.vocabulary,
             prefix_reuse=shares,
         )
-
-    def _structural(self) -> frozenset[int]:
-        """Control tokens that the chat template is made of: never shown, should the model utter one."""
-        source = self._preparer.template.source
-        return frozenset(token for text, token in self._model.control_tokens().items() if text in source)
 
     def prepare(self, task: Task) -> Prepared:
         return self._preparer.prepare(task)
@@ -142,7 +140,7 @@ class LlamaEngine:
     def busy(self) -> bool:
         return bool(self._live)
 
-    def step(self, interrupted: Interrupted = never) -> list[Event]:
+    def step(self, interrupted: Interrupted = never, urgent: Urgent = nobody) -> list[Event]:
         if not self._live:
             return []
         started_ns = time.perf_counter_ns()
@@ -157,7 +155,7 @@ class LlamaEngine:
                 self._compute(decodes[:size], events)
                 decodes = decodes[size:]
             prompts = [entry for entry in prompts if entry[0].order in self._live]
-            computed = self._compute(prompts, events, interrupted)
+            computed = self._compute(prompts, events, partial(self._broken_off, interrupted, urgent))
         self._learn(chosen, started_ns, computed)
         return events
 
@@ -194,7 +192,23 @@ class LlamaEngine:
             large_s=self._rates.token_cost_s(past, large=True),
             prefill_ratio=self._spec.prefill_ratio,
             credit_s=self._credit_s,
+            large_cap_s=self._large_cap_s(first) if len(running) == len(self._live) else batch.FIRM_CAP_S,
         )
+
+    def _large_cap_s(self, first: batch.View | None) -> float:
+        """A critical prompt gives way to nobody; others only where that costs no more than time."""
+        firm = first is None or (first.rank < Priority.CRITICAL and not self._may_yield(first))
+        return batch.FIRM_CAP_S if firm else batch.LARGE_CAP_S
+
+    def _may_yield(self, sequence: batch.View | Sequence) -> bool:
+        """Whether its prompt may be broken off for a higher class. What lends prefixes can take a chunk back, too."""
+        return self.info.prefix_reuse and not sequence.immune
+
+    def _broken_off(self, interrupted: Interrupted, urgent: Urgent, sequence: Sequence) -> bool:
+        """Asked in the middle of a chunk of its prompt."""
+        if interrupted(sequence.handle):
+            return True
+        return self._may_yield(sequence) and urgent(sequence.prepared.task.priority)
 
     def _evict(self) -> bool:
         """Drop the KV of the youngest sequence of the lowest class, to be recomputed later. False: nothing to drop."""
@@ -219,11 +233,11 @@ class LlamaEngine:
                 return
             sequence.waiting = False
 
-    def _compute(self, entries: list[Entry], events: list[Event], interrupted: Interrupted | None = None) -> bool:
+    def _compute(self, entries: list[Entry], events: list[Event], broken_off: BrokenOff | None = None) -> bool:
         """Decode one batch and sample a token for each sequence in it that has no token left to compute. False: nothing
-        was computed. A lone chunk of a prompt takes as long as many tokens: it asks whether it is `interrupted`."""
+        was computed. A lone chunk of a prompt takes as long as many tokens: it asks whether it is `broken_off`."""
         entries = [(sequence, count) for sequence, count in entries if not sequence.waiting]
-        entries = self._decode(entries, events, interrupted)
+        entries = self._decode(entries, events, broken_off)
         if not entries:
             return False
         complete = []
@@ -239,10 +253,10 @@ class LlamaEngine:
                 self._sample(sequence, row, events, now_ns)
         return True
 
-    def _decode(self, entries: list[Entry], events: list[Event], interrupted: Interrupted | None) -> list[Entry]:
+    def _decode(self, entries: list[Entry], events: list[Event], broken_off: BrokenOff | None) -> list[Entry]:
         """Have llama.cpp compute the entries; those that it did come back. Without cells: evict, and try again."""
         while entries:
-            asked = partial(interrupted, entries[0][0].handle) if interrupted else None
+            asked = partial(broken_off, entries[0][0]) if broken_off else None
             status = self._context.decode(self._fill(entries), asked)
             if status == 0:
                 return entries
@@ -289,7 +303,7 @@ class LlamaEngine:
         else:
             raw = row.copy() if sampler.choice.logprobs is not None else row
             token = sampler.pick(row, sequence.hold.known)
-            logprobs = self._logprobs(raw, token, sampler.choice.logprobs)
+            logprobs = self._spelling.logprobs(raw, token, sampler.choice.logprobs)
         if token < 0:
             events.append(sequence.finished(now_ns, error=dead_end(sequence.prepared).to_dict()))
             self._leave(sequence)
@@ -310,7 +324,7 @@ class LlamaEngine:
         self._generated += 1
         first = not sequence.first_ns
         sequence.first_ns = sequence.first_ns or now_ns
-        event = Token(sequence.handle, sequence.text.feed(self._piece(token)), 1, first, logprobs)
+        event = Token(sequence.handle, sequence.text.feed(self._spelling.piece(token)), 1, first, logprobs)
         if sequence.text.stopped:
             self._end(sequence, "stop", event, events, now_ns)
         elif sequence.generated >= sequence.prepared.max_tokens:
@@ -334,20 +348,6 @@ class LlamaEngine:
         else:
             self._memory.forget(sequence.hold)
 
-    def _piece(self, token: int) -> bytes:
-        """What is shown for a token: nothing for those that the template is made of, their spelling for all others."""
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._pieces[token] = b"" if token in self._hidden else self._model.piece(token)
-        return piece
-
-    def _logprobs(self, row: Any, token: int, most: int | None) -> list[Any] | None:
-        if most is None or token < 0:
-            return None
-        own, best = log_probabilities(row, token, most)
-        names = [(self._model.piece(other).decode("utf-8", "replace"), value) for other, value in best]
-        return [describe(self._model.piece(token).decode("utf-8", "replace"), own, names)]
-
     def _learn(self, chosen: batch.Plan, started_ns: int, computed: bool) -> None:
         """Rates, credit, and how long those that yielded have done so."""
         self._step_ns = time.perf_counter_ns() - started_ns
@@ -361,7 +361,8 @@ class LlamaEngine:
             self._rates.saw_decode(len(chosen.decode), took_s)
         self._credit_s = batch.earned_s(self._credit_s, chosen, took_s, self._spec.prefill_ratio)
         self._preempted = len(chosen.yielding)
-        for key in chosen.yielding:
+        broken_off = () if computed else tuple(key for key, _ in chosen.prefill)
+        for key in (*chosen.yielding, *broken_off):
             sequence = self._live.get(key)
             if sequence is not None:
                 sequence.yielded_s += took_s

@@ -27,7 +27,9 @@ from metamusesd.engines.base import (
     Progress,
     Task,
     Token,
+    Urgent,
     never,
+    nobody,
 )  # fmt: skip
 from metamusesd.engines.mistralrs.native import Model
 from metamusesd.engines.mistralrs.prepare import MistralPrepared, Preparer
@@ -156,7 +158,8 @@ class MistralEngine:
             self._ghosts = [stream for stream in self._ghosts if stream.alive]
         return bool(self._live or self._ghosts)
 
-    def step(self, interrupted: Interrupted = never) -> list[Event]:
+    def step(self, interrupted: Interrupted = never, urgent: Urgent = nobody) -> list[Event]:
+        """See Engine. It runs all its sequences at once: nobody has to give way."""
         events: list[Event] = []
         generated = self._generated
         for order, said in self._wait(interrupted):

@@ -22,6 +22,7 @@ def budget(**changes: float) -> Budget:
         "large_s": 0.005,
         "prefill_ratio": 1.2,
         "credit_s": 0.0,
+        "large_cap_s": batch.LARGE_CAP_S,
     }
     return Budget(**(values | changes))  # type: ignore[arg-type]
 
@@ -83,11 +84,16 @@ def test_short_prompt_spends_credit() -> None:
 
 
 def test_no_step_is_longer_than_the_cap() -> None:
-    """A lone long prompt is cut into chunks, so that cancels and critical jobs do not wait for all of it."""
-    plan = planned([View(1, NORMAL, 1, 4000)])
-    assert plan.prefill == ((1, 64),)
-    assert planned([View(1, NORMAL, 1, 4000)], large_s=0.01).prefill == ((1, 35),)
-    assert planned([View(1, NORMAL, 1, 4000)], large_s=0.001).prefill == ((1, 64),)
+    """A lone long prompt is cut into large chunks, as many as the time allows; what is left goes with them if it can,
+    for an odd end is slow."""
+    alone = [View(1, NORMAL, 1, 4000)]
+    assert planned(alone).prefill == ((1, 192),)
+    assert planned(alone, large_s=0.01).prefill == ((1, 64),)
+    assert planned(alone, large_s=0.02).prefill == ((1, 50),)
+    assert planned(alone, large_s=0.0001).prefill == ((1, 512),)
+    assert planned([View(1, NORMAL, 1, 199)]).prefill == ((1, 199),)
+    assert planned(alone, large_cap_s=batch.FIRM_CAP_S).prefill == ((1, 64),)
+    assert planned(alone, large_cap_s=batch.FIRM_CAP_S, large_s=0.01).prefill == ((1, 35),)
 
 
 def test_prompts_ride_on_the_batch_of_a_gpu() -> None:

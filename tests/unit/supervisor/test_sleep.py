@@ -42,7 +42,7 @@ class Family:
         self.sockets: list[socket.socket] = [ours, self.heard]
         log = get_logger("test")
         retiring = Retiring(config, self.slots, self.dispatcher, log)
-        self.sleeping = Sleeping(config, self.board, self.slots, self.dispatcher, retiring, log, lambda: self.free)
+        self.sleeping = Sleeping(config, self.board, self.slots, self.dispatcher, retiring, log, lambda _: self.free)
 
     def _slot(self, row: int, tier: str) -> Slot:
         spec = WorkerSpec(f"{tier}-0", tier, "m", (row,))

@@ -1,4 +1,4 @@
-"""What a worker hears in the middle of a long step: only what ends that step's sequence cuts it short."""
+"""What a worker hears in the middle of a long step: its sequence's end and a higher class cut it short."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from typing import Any
 import pytest
 
 from metamusesd import control
-from metamusesd.engines.base import EngineSpec, Event, Interrupted, never
+from metamusesd.engines.base import EngineSpec, Event, Interrupted, Urgent, never, nobody
 from metamusesd.engines.echo import EchoEngine
+from metamusesd.job import Priority
 from metamusesd.wire import Finished, Frame
 from tests.unit.worker.test_worker import PATIENCE_S, House, text_of
 
 
 class Slow(EchoEngine):
-    """While it holds sequence 1, its steps last until that one is interrupted."""
+    """While it holds sequence 1, its steps last until that one is interrupted, or has to give way."""
 
     def __init__(self) -> None:
         super().__init__(EngineSpec("echo", "echo", slots=4))
-        self.asked = 0
+        self.asked = self.gave_way = 0
         self.computing = threading.Event()
 
-    def step(self, interrupted: Interrupted = never) -> list[Event]:
-        if 1 not in self._held:
+    def step(self, interrupted: Interrupted = never, urgent: Urgent = nobody) -> list[Event]:
+        if 1 not in self._held or len(self._held) > 1:
             return super().step()
         self.computing.set()
         while not interrupted(1):
+            if urgent(Priority.NORMAL):
+                self.gave_way += 1
+                break
             self.asked += 1
             time.sleep(0.001)
         return []
@@ -115,3 +119,35 @@ def test_the_end_of_the_pipe_ends_the_step(slow: House, garbage: bytes) -> None:
     other = slow.link()
     other.generate("fine", handle=3)
     assert text_of(other.until_end(3)[3]) == "fine"
+
+
+def test_a_higher_class_ends_the_step(slow: House) -> None:
+    """It is prepared at once, for nobody else waits; one of the same class waits for the end of the step."""
+    far = slow.link()
+    far.generate("long")
+    engine = engine_of(slow)
+    far.generate("same", handle=2)
+    engine.asks_again()
+    assert engine.gave_way == 0
+    far.generate("urgent", handle=3, priority=3)
+    found = far.until_end(1, 2, 3)
+    assert [text_of(found[handle]) for handle in (1, 2, 3)] == ["long", "same", "urgent"]
+    assert engine.gave_way == 1
+    assert slow.worker._preparing._thread is None
+
+
+def test_one_that_is_long_to_prepare_ends_it_when_it_is_ready(slow: House) -> None:
+    """Meanwhile the step goes on: nobody has to give way to who is not there yet."""
+    far = slow.link()
+    far.generate("long")
+    engine, free = engine_of(slow), threading.Event()
+    prepare = engine.prepare
+    engine.prepare = lambda task: (free.wait(PATIENCE_S), prepare(task))[1]  # type: ignore[method-assign]
+    far.generate("urgent " + 5000 * "x", handle=2, priority=3)
+    slow.shows("frames_received", 2)
+    engine.asks_again()
+    assert engine.gave_way == 1  # when it was heard of
+    free.set()
+    found = far.until_end(1, 2)
+    assert text_of(found[2]).startswith("urgent x") and text_of(found[1]) == "long"
+    assert engine.gave_way == 2

@@ -351,7 +351,7 @@ def test_a_failed_step_ends_the_batch_with_its_error(house: House, monkeypatch: 
     real = house.engine.step
     failures = iter([EngineFailed("decode returned -1")])
 
-    def step(_: Any) -> Any:
+    def step(*_: Any) -> Any:
         if house.engine.statistics().slots_used == 2 and (error := next(failures, None)):
             raise error
         return real()
