@@ -103,6 +103,7 @@ CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "long-prompt": engine_latency.long_prompt,
     "critical": engine_latency.critical,
     "long": engine_long.long,
+    "urgent": engine_long.urgent,
     "load": engine_load.load,
     "memory": engine_model.second_worker,
     "slots": engine_slots.slots,

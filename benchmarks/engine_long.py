@@ -1,17 +1,23 @@
-"""Engine benchmark · bench process · a long prompt alone: how fast it is read, and how fast it goes on behind it."""
+"""Engine benchmark · bench process · a long prompt alone: how fast it is read, how fast it goes on behind it, and who
+comes while it is read."""
 
 from __future__ import annotations
 
+import asyncio
+import statistics
+from contextlib import suppress
 from dataclasses import dataclass
 
-from benchmarks.engine import Bench, pair
-from benchmarks.load import Ask, Sample, Server
+from benchmarks.engine import Bench, pair, side
+from benchmarks.load import Ask, Sample, Server, ttft_s
 from benchmarks.ours import Layout
 from benchmarks.report import compare
 
 PROMPT_TOKENS = 4000
 OUTPUT_TOKENS = 128
 CONTEXT_TOKENS = 4608
+SHORT_TOKENS = 60
+COMES_S = (0.4, 0.7, 1.0)  # after the long prompt, which takes several seconds
 
 
 @dataclass(frozen=True)
@@ -47,3 +53,39 @@ def rates(sample: Sample) -> Rates:
     span_s = sample.arrivals_s[-1] - sample.arrivals_s[0]
     computed = sample.prompt_tokens - sample.cached_tokens
     return Rates(computed / sample.ttft_s, (sample.tokens - 1) / span_s)
+
+
+async def urgent(bench: Bench) -> None:
+    """TTFT of a critical request that comes while a low one's long prompt is read, against an idle server's."""
+    tokens = PROMPT_TOKENS // 4 if bench.quick else PROMPT_TOKENS
+
+    async def measure(server: Server, turn: int) -> tuple[float, float]:
+        idle_s = await ttft_s(server, _short(bench))
+        amid_s = [await _amid_s(bench, server, tokens, comes_s) for comes_s in COMES_S]
+        return 1000 * statistics.median(amid_s), 1000 * idle_s
+
+    layout = Layout(workers=1, slots=2, context_tokens=CONTEXT_TOKENS)
+    async with bench.ours(layout) as ours, bench.yardstick(2, CONTEXT_TOKENS) as theirs:
+        rounds = await bench.alternate([ours, theirs], measure)
+    for place, name in enumerate(("metamusesd", bench.yardstick_name)):
+        if pairs := side(rounds, place):
+            case = f"critical while a low {tokens}-token prompt is read, {name}"
+            bench.report.rows.append(compare("TTFT", case, "ms", pairs, against=f"{name}, idle"))
+
+
+async def _amid_s(bench: Bench, server: Server, tokens: int, comes_s: float) -> float:
+    """The long prompt begins, the short one comes so much later; the long one is cancelled then."""
+    sample = Sample()
+    long = asyncio.create_task(server.ask(Ask(bench.prompts.text(tokens), 4, priority="low"), sample))
+    await asyncio.sleep(comes_s)
+    if long.done() or sample.arrivals_s:
+        raise RuntimeError(f"{server.name} has read {tokens} tokens in {comes_s} s: nothing to come between")
+    found_s = await ttft_s(server, _short(bench))
+    long.cancel()
+    with suppress(asyncio.CancelledError):
+        await long
+    return found_s
+
+
+def _short(bench: Bench) -> Ask:
+    return Ask(bench.prompts.text(SHORT_TOKENS), 4, priority="critical")

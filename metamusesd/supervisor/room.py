@@ -23,16 +23,17 @@ MIB = 1 << 20
 Freed = Callable[[Slot], int]  # what comes back when that slot's process goes
 
 
-def file_bytes(config: Config, models: Iterable[str]) -> int:
-    """Of the models' files, each once, since workers share them."""
-    files = {config.model_path(config.models[name]) for name in models if config.models[name].file}
+def file_bytes(config: Config, models: Iterable[str], *, droppable: bool = False) -> int:
+    """Of the models' files, each once, since workers share them; of those alone whose pages are not locked."""
+    found = [config.models[name] for name in models]
+    files = {config.model_path(model) for model in found if model.file and not (droppable and model.mlock)}
     return sum(size_of(path) for path in files if is_model(path))
 
 
-def fits(config: Config, models: Iterable[str], private_bytes: int) -> bool:
+def fits(config: Config, models: Sequence[str], private_bytes: int) -> bool:
     """Whether there is memory for workers that have so much of their own. Unknown: no."""
-    files = file_bytes(config, models)
-    return files + private_bytes + MARGIN_BYTES <= available_bytes(files)
+    needed = file_bytes(config, models) + private_bytes + MARGIN_BYTES
+    return needed <= available_bytes(file_bytes(config, models, droppable=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +65,17 @@ class Room:
         """Of main memory, with what they had of their own when they fell asleep. A model on a GPU is there alone."""
         return self._files(slots) + sum(slot.private_bytes for slot in slots) + MARGIN_BYTES
 
-    def _files(self, slots: Sequence[Slot]) -> int:
+    def _files(self, slots: Sequence[Slot], *, droppable: bool = False) -> int:
         workers = [slot.spec.worker for slot in slots if slot.spec.worker]
         models = [worker.model for worker in workers if worker.model in self.config.models and not worker.gpus]
-        return file_bytes(self.config, models)
+        return file_bytes(self.config, models, droppable=droppable)
 
     def fitting(
         self, slots: Sequence[Slot], coming: Sequence[Slot], now_s: float
     ) -> tuple[list[Slot], Shortage | None]:
         """Which of these may come now, beside those that are on their way; if none, what keeps them, as far as known:
         those on one GPU wait for it, the others come."""
-        needed, there = self.needs(slots), self._available(self._files(slots))
+        needed, there = self.needs(slots), self._available(self._files([*slots, *coming], droppable=True))
         there = max(1, there - self.needs(coming)) if there and coming else there
         if there and needed > there:
             return [], Shortage("memory", needed, there, lambda slot: slot.private_bytes)

@@ -72,6 +72,10 @@ class Pipe:
         """The jobs that `listen` has heard of, and `receive` has not handed out yet."""
         return [order for orders in self._heard_of(Frame.GENERATE) for order in orders]
 
+    def raises(self) -> list[tuple[int, int]]:
+        """Likewise: handles, and the classes that they shall have."""
+        return [pair for pairs in self._heard_of(Frame.RAISE) for pair in pairs]
+
     def _heard_of(self, kind: Frame) -> list[Any]:
         return [payload for frame, payload in self._heard if frame is kind]
 

@@ -48,9 +48,10 @@ class Preparing:
         self._thread: threading.Thread | None = None
         self._since_ns = 0  # when the present work began; 0: none
 
-    def now(self, epoch: int, order: Generate, deadline_ns: int) -> Made | None:
-        """Prepare on the caller's thread, when nobody is stalled by it and it is sure to be quick; else None."""
-        if self.pending or len(order.body) > INLINE_BYTES:
+    def now(self, epoch: int, order: Generate, deadline_ns: int, *, ahead: bool = False) -> Made | None:
+        """Prepare on the caller's thread, when nobody is stalled by it and it is sure to be quick; else None. `ahead`:
+        of those, too, that the other thread has been given."""
+        if (self.pending and not ahead) or len(order.body) > INLINE_BYTES:
             return None
         try:
             request = parse_request(order.body)
@@ -76,10 +77,10 @@ class Preparing:
         self.pending -= len(made)
         return made
 
-    def orders(self) -> list[Generate]:
-        """Those that `take` would give, or some of them: the other thread may be adding one."""
+    def ready(self, epoch: int) -> list[Generate]:
+        """The orders of this epoch that `take` would give to be admitted, or none: the other thread is adding one."""
         try:
-            return [made.order for made in self._made]
+            return [made.order for made in self._made if made.epoch == epoch and made.prepared is not None]
         except RuntimeError:
             return []
 

@@ -45,7 +45,8 @@ class Worker:
         self._raised: dict[int, Priority] = {}  # of those of them that got a higher class meanwhile
         self._unmade: set[int] = set()  # of this epoch, with the other thread: also cancelled ones, they may crash us
         self._selector = selectors.DefaultSelector()
-        self._leaving = self._broken_off = False
+        self._leaving = False
+        self._broken_off: Priority | None = None  # the class whose step has just ended early for a higher one
         channel.setblocking(False)
         self._selector.register(channel, selectors.EVENT_READ, self._on_control)
         self._selector.register(self._preparing.fd, selectors.EVENT_READ, self._on_prepared)
@@ -90,7 +91,7 @@ class Worker:
         return self._pipe is not None and self._pipe.heard
 
     def _step(self) -> None:
-        self._broken_off = False
+        self._broken_off = None
         try:
             events: list[Any] = self._engine.step(self._interrupted, self._urgent)
         except MetamusesdError as error:
@@ -110,10 +111,16 @@ class Worker:
         """Asked likewise: has a job of a higher class come, that waits for the end of this step?"""
         if self._pipe is None:
             return False
-        self._pipe.listen()
-        orders = [*self._pipe.orders(), *self._preparing.orders()]
-        self._broken_off = any(order.priority > priority for order in orders)
-        return self._broken_off
+        _, cancelled = self._pipe.listen()
+        heard = [order for order in self._pipe.orders() if order.handle not in cancelled]
+        ready = [order for order in self._preparing.ready(self._pipe.epoch) if order.handle in self._held]
+        coming = [max(order.priority, self._raised.get(order.handle, 0)) for order in (*heard, *ready)]
+        known = {*self._held, *(order.handle for order in heard)}
+        raised = [to for handle, to in self._pipe.raises() if handle in known]
+        if max((*coming, *raised), default=0) <= priority:
+            return False
+        self._broken_off = priority
+        return True
 
     def _fail_all(self, error: MetamusesdError) -> list[Any]:
         """The batch could not be computed: every sequence of it ends with the error and may be tried elsewhere."""
@@ -206,7 +213,7 @@ class Worker:
 
     def _on_frame(self, frame: Frame, payload: Any, epoch: int) -> None:
         if frame is Frame.GENERATE:
-            idle = self._broken_off or not self._engine.busy()  # nobody is stalled by what is prepared at once
+            idle = not self._engine.busy()
             self._send([event for order in payload if (event := self._take(order, epoch, idle))])
         elif frame is Frame.CANCEL:
             self._send([event for handle in payload if handle in self._held and (event := self._cancel(handle))])
@@ -221,7 +228,8 @@ class Worker:
         deadline_ns = time.monotonic_ns() + order.deadline_in_ms * 1_000_000 if order.deadline_in_ms else 0
         self._held[order.handle] = deadline_ns
         self._deadlines += bool(deadline_ns)
-        made = self._preparing.now(epoch, order, deadline_ns) if idle else None
+        urgent = self._broken_off is not None and order.priority > self._broken_off
+        made = self._preparing.now(epoch, order, deadline_ns, ahead=urgent) if idle or urgent else None
         if made is not None:
             return self._admit(made)
         self._unmade.add(order.handle)

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from metamusesd.engines.base import EngineSpec, Finished, Task, Token, never
+from metamusesd.engines.llamacpp.batch import FIRM_CAP_S, LARGE_CAP_S
 from metamusesd.engines.llamacpp.rates import Rates
+from metamusesd.engines.llamacpp.sequence import BROKEN_LIMIT_S
 from metamusesd.errors import (
     ContextOverflow,
     InvalidGrammar,
@@ -211,26 +213,46 @@ def test_an_interrupted_prompt_that_lives_on_is_computed_again(engine: Any) -> N
 
 @ON_CPU_ONLY
 @pytest.mark.usefixtures("curious")
-def test_a_prompt_gives_way_in_its_chunk(engine: Any) -> None:
-    """To a higher class, which then is served first; once it has yielded for long enough, to nobody any more."""
-    query = " ".join(f"chapter {number}" for number in range(60)) + " What comes next?"
+def test_a_prompt_gives_way_in_its_chunk() -> None:
+    """To a higher class, which gets in and is served first; when it has lost enough, to nobody until it has got on."""
+    engine = loaded(slots=1, reserve_slots=1)
     run, asked = Run(engine), list[Priority]()
-    handle = run.admit(query, Priority.HIGH, params={"ignore_eos": True})
+    handle = run.admit("chapter " * 600, Priority.HIGH, params={"ignore_eos": True})
     sequence = engine._live[engine._orders[handle]]
+    assert engine._budget([sequence.view()]).large_cap_s == LARGE_CAP_S
     assert engine.step(never, lambda priority: bool(asked.append(priority) or len(asked) == 50)) == []
-    assert asked == [Priority.HIGH] * 50 and sequence.hold.past == sequence.cached and sequence.yielded_s > 0
+    assert asked == [Priority.HIGH] * 50 and sequence.hold.past == sequence.cached and sequence.broken_s > 0
     agrees(engine)
     urgent = run.admit("Count.", Priority.CRITICAL, params={"max_tokens": 2})
     run.hear(engine.step(never, lambda priority: priority < Priority.CRITICAL))
     assert run.texts[urgent] and sequence.hold.past == sequence.cached
     while urgent not in run.ends:
         run.step()
-    sequence.immune = True
+    sequence.broken_s = BROKEN_LIMIT_S
+    assert engine._budget([sequence.view()]).large_cap_s == FIRM_CAP_S
     run.hear(engine.step(never, lambda _: True))
-    assert sequence.hold.past > sequence.cached
+    assert sequence.hold.past > sequence.cached and sequence.broken_s == 0.0
     run.finish()
     assert run.ends[handle].completion_tokens == 12
     agrees(engine)
+    engine.close()
+
+
+@ON_CPU_ONLY
+def test_large_chunks_are_for_who_disturbs_nobody(engine: Any) -> None:
+    """One to whom another yields, and one that must not be broken off, are short; a critical one may be that."""
+    run = Run(engine)
+    low, critical = (
+        engine._live[engine._orders[run.admit("Name it.", each)]] for each in (Priority.LOW, Priority.CRITICAL)
+    )
+    assert engine._budget([critical.view()]).large_cap_s == FIRM_CAP_S
+    engine.cancel(low.handle)
+    critical.immune = True
+    assert engine._budget([critical.view()]).large_cap_s == LARGE_CAP_S
+    engine.cancel(critical.handle)
+    aged = engine._live[engine._orders[run.admit("Name it.", Priority.LOW)]]
+    aged.immune = True
+    assert engine._budget([aged.view()]).large_cap_s == FIRM_CAP_S
 
 
 def test_stop_string_across_tokens(engine: Any) -> None:

@@ -16,7 +16,7 @@ Pure: views of the sequences and a budget in, a plan out. The rules, in this ord
 5. No step is planned longer than `STEP_CAP_S`, because what comes waits for its end; only a prompt in a step without
    streams may have large chunks, of `LARGE_CAP_S` together, for small ones cost up to twice as much behind a long
    prompt. A cancel breaks them off, and so does a job of a higher class; where it must not, because what was computed
-   could not be taken back or the prompt has yielded for long enough, they take `FIRM_CAP_S` at most, and also where
+   could not be taken back or the prompt has lost enough by it, they take `FIRM_CAP_S` at most, and also where
    somebody yields to them, for whom there is a limit.
 6. Where chunks have a fixed length, it counts alone: how a prompt is cut must not depend on the clock.
 """
@@ -140,11 +140,13 @@ def _riding(waiting: list[View], decodes: int, budget: Budget) -> tuple[tuple[in
 def _alone(prompt: View, budget: Budget) -> int:
     """How many tokens of the prompt make a step without streams: all that are left, or large chunks and no odd end,
     which would be slow. One prompt a step: see rule 3."""
-    small = int((STEP_CAP_S - budget.chunk_s) / budget.prefill_s)
-    large = min(int((budget.large_cap_s - budget.chunk_s) / budget.large_s), budget.chunk_limit)
-    if LARGE_CHUNK < large < prompt.remaining:
-        large -= large % LARGE_CHUNK
-    return min(max(small, large, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
+    allowed_s = budget.large_cap_s - budget.chunk_s
+    count = min(int(allowed_s / budget.large_s), budget.chunk_limit)
+    if count < LARGE_CHUNK:
+        count = min(int(allowed_s / budget.prefill_s), LARGE_CHUNK - 1)
+    elif count < prompt.remaining:
+        count -= count % LARGE_CHUNK
+    return min(max(count, LEAST_CHUNK), prompt.remaining, budget.chunk_limit)
 
 
 def earned_s(credit_s: float, plan_: Plan, took_s: float, ratio: float) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -197,12 +198,13 @@ class LlamaEngine:
 
     def _large_cap_s(self, first: batch.View | None) -> float:
         """A critical prompt gives way to nobody; others only where that costs no more than time."""
-        firm = first is None or (first.rank < Priority.CRITICAL and not self._may_yield(first))
-        return batch.FIRM_CAP_S if firm else batch.LARGE_CAP_S
+        if first is None or not (first.rank == Priority.CRITICAL or self._may_yield(self._live[first.key])):
+            return batch.FIRM_CAP_S
+        return batch.LARGE_CAP_S
 
-    def _may_yield(self, sequence: batch.View | Sequence) -> bool:
+    def _may_yield(self, sequence: Sequence) -> bool:
         """Whether its prompt may be broken off for a higher class. What lends prefixes can take a chunk back, too."""
-        return self.info.prefix_reuse and not sequence.immune
+        return self.info.prefix_reuse and not sequence.firm
 
     def _broken_off(self, interrupted: Interrupted, urgent: Urgent, sequence: Sequence) -> bool:
         """Asked in the middle of a chunk of its prompt."""
@@ -352,6 +354,11 @@ class LlamaEngine:
         """Rates, credit, and how long those that yielded have done so."""
         self._step_ns = time.perf_counter_ns() - started_ns
         took_s = self._step_ns / 1e9
+        if not computed:
+            chosen = replace(chosen, spent_s=min(chosen.spent_s, took_s))
+        for key, _ in chosen.prefill:
+            if key in self._live:
+                self._live[key].broken_s = 0.0 if computed else self._live[key].broken_s + took_s
         if chosen.prefill and computed:
             count = sum(count for _, count in chosen.prefill)
             past = sum(count * self._past(key, count) for key, count in chosen.prefill) // count
@@ -361,16 +368,13 @@ class LlamaEngine:
             self._rates.saw_decode(len(chosen.decode), took_s)
         self._credit_s = batch.earned_s(self._credit_s, chosen, took_s, self._spec.prefill_ratio)
         self._preempted = len(chosen.yielding)
-        broken_off = () if computed else tuple(key for key, _ in chosen.prefill)
-        for key in (*chosen.yielding, *broken_off):
-            sequence = self._live.get(key)
-            if sequence is not None:
-                sequence.yielded_s += took_s
-                sequence.immune = sequence.immune or sequence.yielded_s >= self._spec.yield_limit_s
+        for key in chosen.yielding:
+            if key in self._live:
+                self._live[key].stood_aside(took_s, self._spec.yield_limit_s)
 
     def _past(self, key: int, count: int) -> int:
-        """How many tokens the sequence had before it got the last `count`; 0: it is gone."""
-        return self._live[key].hold.past - count if key in self._live else 0
+        """How many tokens the sequence had when it got the middle one of the last `count`; 0: it is gone."""
+        return self._live[key].hold.past - count + count // 2 if key in self._live else 0
 
     def statistics(self) -> EngineStatistics:
         live = self._live.values()

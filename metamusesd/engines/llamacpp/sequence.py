@@ -15,6 +15,8 @@ from metamusesd.engines.llamacpp.prepare import LlamaPrepared
 from metamusesd.engines.llamacpp.sampling import Sampler
 from metamusesd.engines.text import TextStream
 
+BROKEN_LIMIT_S = 1.0  # so much work a prompt may lose at a time
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -31,6 +33,7 @@ class Sequence:
     generated: int = 0
     yielded_s: float = 0.0
     immune: bool = False
+    broken_s: float = 0.0  # in chunks of its prompt that were broken off, since one was computed
     waiting: bool = False
     begun_ns: int = 0
     first_ns: int = 0
@@ -47,6 +50,16 @@ class Sequence:
     def most_cells(self) -> int:
         """What it will hold at its end at most."""
         return self.prepared.prompt_tokens + self.prepared.max_tokens
+
+    @property
+    def firm(self) -> bool:
+        """Its prompt is not broken off for others."""
+        return self.immune or self.broken_s >= BROKEN_LIMIT_S
+
+    def stood_aside(self, took_s: float, limit_s: float) -> None:
+        """For a step of a higher class; for no more than `limit_s` in sum."""
+        self.yielded_s += took_s
+        self.immune = self.immune or self.yielded_s >= limit_s
 
     def view(self) -> View:
         return View(self.order, self.rank, self.order, self.hold.remaining, self.immune, self.waiting)

@@ -89,11 +89,12 @@ def test_no_step_is_longer_than_the_cap() -> None:
     alone = [View(1, NORMAL, 1, 4000)]
     assert planned(alone).prefill == ((1, 192),)
     assert planned(alone, large_s=0.01).prefill == ((1, 64),)
-    assert planned(alone, large_s=0.02).prefill == ((1, 50),)
+    assert planned(alone, large_s=0.02, prefill_s=0.02).prefill == ((1, 50),)
     assert planned(alone, large_s=0.0001).prefill == ((1, 512),)
     assert planned([View(1, NORMAL, 1, 199)]).prefill == ((1, 199),)
     assert planned(alone, large_cap_s=batch.FIRM_CAP_S).prefill == ((1, 64),)
-    assert planned(alone, large_cap_s=batch.FIRM_CAP_S, large_s=0.01).prefill == ((1, 35),)
+    assert planned(alone, large_cap_s=batch.FIRM_CAP_S, large_s=0.01).prefill == ((1, 63),)
+    assert planned(alone, large_cap_s=batch.FIRM_CAP_S, large_s=0.01, prefill_s=0.016).prefill == ((1, 21),)
 
 
 def test_prompts_ride_on_the_batch_of_a_gpu() -> None:

@@ -133,11 +133,10 @@ def test_a_higher_class_ends_the_step(slow: House) -> None:
     found = far.until_end(1, 2, 3)
     assert [text_of(found[handle]) for handle in (1, 2, 3)] == ["long", "same", "urgent"]
     assert engine.gave_way == 1
-    assert slow.worker._preparing._thread is None
 
 
 def test_one_that_is_long_to_prepare_ends_it_when_it_is_ready(slow: House) -> None:
-    """Meanwhile the step goes on: nobody has to give way to who is not there yet."""
+    """It ends one step when it is heard of, and the one that has begun meanwhile when it can be admitted."""
     far = slow.link()
     far.generate("long")
     engine, free = engine_of(slow), threading.Event()
@@ -146,8 +145,23 @@ def test_one_that_is_long_to_prepare_ends_it_when_it_is_ready(slow: House) -> No
     far.generate("urgent " + 5000 * "x", handle=2, priority=3)
     slow.shows("frames_received", 2)
     engine.asks_again()
-    assert engine.gave_way == 1  # when it was heard of
+    assert engine.gave_way == 1
     free.set()
     found = far.until_end(1, 2)
     assert text_of(found[2]).startswith("urgent x") and text_of(found[1]) == "long"
-    assert engine.gave_way == 2
+    assert engine.gave_way >= 2
+
+
+def test_one_that_is_raised_ends_the_step(slow: House) -> None:
+    """A job that waits behind the step gets a higher class; one that was heard of and cancelled ends nothing."""
+    far = slow.link()
+    far.generate("long")
+    engine = engine_of(slow)
+    far.generate("gone", handle=2, priority=3)
+    far.send(Frame.CANCEL, [2])
+    engine.computing.clear()
+    far.generate("same", handle=3)
+    far.send(Frame.RAISE, [(3, 3), (9, 3)])
+    found = far.until_end(1, 2, 3)
+    assert [found[handle][-1].reason for handle in (1, 2, 3)] == ["stop", "cancelled", "stop"]
+    assert engine.gave_way >= 1
