@@ -52,7 +52,8 @@ class Tiny(Daemon):
 
 
 @pytest.fixture
-def daemon() -> Iterator[Tiny]:
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
+    monkeypatch.delenv("MODELS_DIR", raising=False)  # of `make`: it goes before what the configuration says
     made = Tiny()
     yield made
     made.close()
