@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from contextlib import suppress
 from dataclasses import dataclass
 
 from benchmarks.engine import Bench, pair, side
-from benchmarks.load import Ask, Sample, Server, ttft_s
+from benchmarks.load import Ask, Sample, Server, streaming, ttft_s
 from benchmarks.ours import Layout
 from benchmarks.report import compare
 
@@ -75,16 +74,11 @@ async def urgent(bench: Bench) -> None:
 
 async def _amid_s(bench: Bench, server: Server, tokens: int, comes_s: float) -> float:
     """The long prompt begins, the short one comes so much later; the long one is cancelled then."""
-    sample = Sample()
-    long = asyncio.create_task(server.ask(Ask(bench.prompts.text(tokens), 4, priority="low"), sample))
-    await asyncio.sleep(comes_s)
-    if long.done() or sample.arrivals_s:
-        raise RuntimeError(f"{server.name} has read {tokens} tokens in {comes_s} s: nothing to come between")
-    found_s = await ttft_s(server, _short(bench))
-    long.cancel()
-    with suppress(asyncio.CancelledError):
-        await long
-    return found_s
+    async with streaming(server, [Ask(bench.prompts.text(tokens), 4, priority="low")]) as (long,):
+        await asyncio.sleep(comes_s)
+        if long.arrivals_s:
+            raise RuntimeError(f"{server.name} has read {tokens} tokens in {comes_s} s: nothing to come between")
+        return await ttft_s(server, _short(bench))
 
 
 def _short(bench: Bench) -> Ask:

@@ -114,11 +114,12 @@ def _memory_table(parts: Sequence[estimate.Part]) -> object:
 
 def _memory(parts: Sequence[estimate.Part], available: int) -> Iterator[str]:
     usual, most = estimate.usual_bytes(parts), estimate.total_bytes(parts)
-    limit = memory_limit()
-    allowed = min(available, limit) if limit is not None else available
     yield f"  {usual / MIB:.0f} MiB soon after the start, {most / MIB:.0f} MiB at most with a full queue and cache"
-    verdict = "it fits" if most <= allowed else "a full queue does not fit" if usual <= allowed else "it does NOT fit"
-    yield f"  available now: {allowed / MIB:.0f} MiB{'' if limit is None else ' (a cgroup limit)'}: {verdict}"
+    verdict = (
+        "it fits" if most <= available else "a full queue does not fit" if usual <= available else "it does NOT fit"
+    )
+    limited = "" if memory_limit() is None else " (a cgroup limit)"
+    yield f"  available now: {available / MIB:.0f} MiB{limited}: {verdict}"
 
 
 def _served(config: Config) -> dict[str, tuple[str, ...]]:

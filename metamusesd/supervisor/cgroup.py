@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NO_LIMIT = 1 << 60  # version one has no word for it, only a huge number
+# by version
+LIMIT = {2: "memory.max", 1: "memory.limit_in_bytes"}
+USED = {2: "memory.current", 1: "memory.usage_in_bytes"}
+FILES = {2: ("active_file", "inactive_file"), 1: ("total_active_file", "total_inactive_file")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,6 @@ def memory_left(root: Path = Path("/"), pid: int = 0) -> int | None:
         if (limit := _limit(group)) is not None and (used := group.number(USED[group.version])) is not None
     ]
     return min(left, default=None)
-
-
-LIMIT = {2: "memory.max", 1: "memory.limit_in_bytes"}
-USED = {2: "memory.current", 1: "memory.usage_in_bytes"}
-FILES = {2: ("active_file", "inactive_file"), 1: ("total_active_file", "total_inactive_file")}
 
 
 def _limit(group: Group) -> int | None:

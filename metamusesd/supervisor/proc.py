@@ -77,4 +77,5 @@ def available_bytes(files: int = 0, root: Path = Path("/")) -> int:
     left = memory_left(root)
     if left is None:
         return there
-    return max(1, min(there or left + files, left + files))  # not 0, which would say that nothing is known
+    left += files
+    return max(1, min(there, left) if there else left)  # not 0, which would say that nothing is known

@@ -193,14 +193,15 @@ class LlamaEngine:
             large_s=self._rates.token_cost_s(past, large=True),
             prefill_ratio=self._spec.prefill_ratio,
             credit_s=self._credit_s,
-            large_cap_s=self._large_cap_s(first) if len(running) == len(self._live) else batch.FIRM_CAP_S,
+            large_cap_s=self._large_cap_s(first, disturbs=len(running) < len(self._live)),
         )
 
-    def _large_cap_s(self, first: batch.View | None) -> float:
+    def _large_cap_s(self, first: batch.View | None, *, disturbs: bool) -> float:
         """A critical prompt gives way to nobody; others only where that costs no more than time."""
-        if first is None or not (first.rank == Priority.CRITICAL or self._may_yield(self._live[first.key])):
+        if first is None or disturbs:
             return batch.FIRM_CAP_S
-        return batch.LARGE_CAP_S
+        large = first.rank == Priority.CRITICAL or self._may_yield(self._live[first.key])
+        return batch.LARGE_CAP_S if large else batch.FIRM_CAP_S
 
     def _may_yield(self, sequence: Sequence) -> bool:
         """Whether its prompt may be broken off for a higher class. What lends prefixes can take a chunk back, too."""
@@ -208,9 +209,8 @@ class LlamaEngine:
 
     def _broken_off(self, interrupted: Interrupted, urgent: Urgent, sequence: Sequence) -> bool:
         """Asked in the middle of a chunk of its prompt."""
-        if interrupted(sequence.handle):
-            return True
-        return self._may_yield(sequence) and urgent(sequence.prepared.task.priority)
+        gives_way = self._may_yield(sequence)
+        return interrupted(sequence.handle) or (gives_way and urgent(sequence.prepared.task.priority))
 
     def _evict(self) -> bool:
         """Drop the KV of the youngest sequence of the lowest class, to be recomputed later. False: nothing to drop."""
