@@ -5,6 +5,7 @@
     batch    the size of a batch, and with it of a prompt's chunk: prompts, memory
     threads  the same cores as two workers of a thread, or as one of two; other threads for prompts than for tokens
     openmp   how the threads of one worker wait for each other
+    cost     a token in narrow and wide batches: streams, a prompt's chunks behind nothing and behind a long context
     verify   k tokens of one stream in one step beside k steps: what guessing ahead costs, and from when it would pay
 
 Every side is a process of its own (tune_child.py) that computes with the engine's Model and Context, pinned, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.report import absolute, compare
 from benchmarks.tune import Bench, Side, Task
@@ -12,6 +12,7 @@ STEPS, LONG, PROMPT = 48, 2048, 512  # tokens of a stream; that stand before; of
 CROWD, CROWDED = 8, 384  # streams, and what each has before: 3 072 tokens in all
 BATCHES = (64, 128, 256, 1024)  # beside 512
 GUESSES = (2, 4, 8)
+CHUNKS = (64, 16, 63, 128)  # the others beside the first
 
 
 def kv(bench: Bench) -> None:
@@ -75,6 +76,23 @@ def verify(bench: Bench) -> None:
             bench.report.rows += [row, absolute("pays from right guesses of", case, "share", [share])]
 
 
+def cost(bench: Bench) -> None:
+    """What a token costs by the width of its batch: of few streams beside eight, of a prompt in chunks beside 64."""
+    narrow = [_streams(bench, streams, 64) for streams in (CROWD, CROWD // 2, 1)]
+    _beside(bench, narrow)
+    for past in (0, 256 if bench.quick else LONG):
+        _beside(bench, [_prompt(size * max(1, 128 // size), size, past) for size in CHUNKS])
+
+
+def _beside(bench: Bench, tasks: Sequence[Task]) -> None:
+    """The others beside the first one, all by one side."""
+    rounds = bench.times_s(bench.one("1"), [task.work for task in tasks])
+    each_ms = [[1000 * time_s / task.tokens for time_s, task in zip(turn, tasks, strict=True)] for turn in rounds]
+    for place, task in enumerate(tasks[1:], 1):
+        pairs = [(turn[place], turn[0]) for turn in each_ms]
+        bench.report.rows.append(compare("a token", task.name, "ms", pairs, against=tasks[0].name))
+
+
 def pays_from(cost: float, count: int) -> float | None:
     """From which share of right guesses a step of `count` tokens, `cost` times as dear as one of a token, gives more
     tokens in the time. One is certain, each further one comes if all guesses before it were right. None: never."""
@@ -127,4 +145,5 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "threads": threads,
     "openmp": openmp,
     "verify": verify,
+    "cost": cost,
 }
